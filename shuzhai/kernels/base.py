@@ -1,0 +1,85 @@
+"""Every operation the models use, in plain PyTorch: the specification, the fallback, the oracle.
+
+A subclass overrides what its device does faster; tests hold each override against this class. A
+kernel knows tensors only: no model, no request, no configuration.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shuzhai.step import KVPages, StepInput
+
+
+class Kernels:
+    """The reference kernels. Reductions run in float32 whatever the type of the input."""
+
+    def activation_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """The type in which activations flow between layers for weights of a type."""
+        return weight_dtype
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, in], weight [out, in], bias [out] -> [T, out] in the type of x."""
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the residual, then normalise: x, residual [T, n] -> (normed, sum), both [T, n]."""
+        if residual is not None:
+            x = x + residual
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        return weight.to(x.dtype) * (x32 * scale).to(x.dtype), x
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate the halves of each head: x [T, H, D], cos and sin [T, D/2] float32."""
+        first, second = x.float().chunk(2, dim=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(x.dtype)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up for gate_up [T, 2n], gate first -> [T, n]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def store_kv(self, keys: Tensor, values: Tensor, pages: KVPages, slots: Tensor) -> None:
+        """Write keys and values [T, K, D] to their slots [T] of the pages."""
+        pages.keys.flatten(0, 1)[slots] = keys.to(pages.keys.dtype)
+        pages.values.flatten(0, 1)[slots] = values.to(pages.values.dtype)
+
+    def paged_attention(
+        self, query: Tensor, pages: KVPages, step: StepInput, scale: float
+    ) -> Tensor:
+        """Causal attention of the step's tokens to their sequences' pages: [T, H, D], same out.
+
+        The last query of a sequence sees all its keys, the one before it one less, and so on.
+        """
+        out = torch.empty_like(query)
+        starts = step.cu_seqlens_q.tolist()
+        for b, length in enumerate(step.seq_lens.tolist()):
+            rows = slice(starts[b], starts[b + 1])
+            q = query[rows].float()  # [t, H, D]
+            k, v = (x.float() for x in self.gather(pages, step.block_tables[b], length))
+            group = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [S, H, D]
+            scores = torch.einsum("thd,shd->hts", q, k) * scale
+            scores.masked_fill_(~causal_mask(q.shape[0], length, q.device), float("-inf"))
+            out[rows] = torch.einsum("hts,shd->thd", scores.softmax(-1), v).to(out.dtype)
+        return out
+
+    def gather(self, pages: KVPages, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` keys and values of one sequence, [length, K, D] each."""
+        page_size = pages.keys.shape[1]
+        used = block_table[: -(-length // page_size)]
+        keys, values = pages.keys[used], pages.values[used]
+        return keys.flatten(0, 1)[:length], values.flatten(0, 1)[:length]
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """[num_queries, num_keys] bool, True where a query may look; the last query sees every key."""
+    query = torch.arange(num_keys - num_queries, num_keys, device=device)
+    return torch.arange(num_keys, device=device)[None, :] <= query[:, None]

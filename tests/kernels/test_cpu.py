@@ -1,0 +1,89 @@
+"""The CPU kernels against the reference kernels, on odd shapes and random data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.cpu import CpuKernels
+from shuzhai.step import KVPages, StepInput
+
+REFERENCE = Kernels()
+SIZES = [1, 7, 63, 130]
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.fixture(params=[False, True], ids=["widening", "native-bf16"])
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    return CpuKernels(native_bfloat16=request.param)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize(("rows", "width"), [(7, 63), (3001, 513)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(
+    kernels: CpuKernels,
+    weight_dtype: torch.dtype,
+    tokens: int,
+    rows: int,
+    width: int,
+    with_bias: bool,
+) -> None:
+    dtype = kernels.activation_dtype(weight_dtype)
+    x, weight = noise(tokens, width, dtype=dtype), noise(rows, width, dtype=weight_dtype)
+    bias = noise(rows, dtype=weight_dtype) if with_bias else None
+    expected = REFERENCE.linear(x.float(), weight, bias)
+    # bfloat16 activations have 8 bits; sums of `width` products of standard deviation 1.
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(
+        kernels.linear(x, weight, bias).float(), expected, atol=tolerance * width**0.5, rtol=0.02
+    )
+
+
+def paged(
+    chunks: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, page_size: int
+) -> tuple[torch.Tensor, KVPages, StepInput]:
+    """Sequences of (new tokens, length) over shuffled pages; unused slots are NaN."""
+    num_pages = [-(-length // page_size) for _, length in chunks]
+    total = sum(num_pages) + 3
+    shape = (total, page_size, kv_heads, dim)
+    pages = KVPages(torch.full(shape, float("nan")), torch.full(shape, float("nan")))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
+    tables = torch.zeros(len(chunks), max(num_pages), dtype=torch.int32)
+    starts = [0]
+    for b, (new, length) in enumerate(chunks):
+        own, order = order[: num_pages[b]], order[num_pages[b] :]
+        tables[b, : len(own)] = torch.tensor(own)
+        slots = torch.tensor([own[p // page_size] * page_size + p % page_size for p in range(length)])
+        REFERENCE.store_kv(
+            noise(length, kv_heads, dim), noise(length, kv_heads, dim) * (b + 1), pages, slots
+        )
+        starts.append(starts[-1] + new)
+    step = StepInput(
+        token_ids=torch.zeros(starts[-1], dtype=torch.int64),
+        positions=torch.zeros(starts[-1], dtype=torch.int64),
+        slots=torch.zeros(starts[-1], dtype=torch.int64),
+        cu_seqlens_q=torch.tensor(starts, dtype=torch.int32),
+        seq_lens=torch.tensor([length for _, length in chunks], dtype=torch.int32),
+        block_tables=tables,
+        logit_rows=torch.zeros(1, dtype=torch.int64),
+    )
+    return noise(starts[-1], heads, dim), pages, step
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 3, 10), (7, 1, 64)])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_paged_attention(
+    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, page_size: int
+) -> None:
+    chunks = [(n, n) for n in SIZES] + [(1, n) for n in SIZES] + [(7, 130), (63, 64)]
+    query, pages, step = paged(chunks, heads, kv_heads, dim, page_size)
+    expected = REFERENCE.paged_attention(query, pages, step, dim**-0.5)
+    actual = kernels.paged_attention(query, pages, step, dim**-0.5)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
