@@ -1,0 +1,93 @@
+"""The layers that models are made of: they hold weights and call kernels, and know no request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shuzhai.config import DecoderConfig
+from shuzhai.kernels.base import Kernels
+from shuzhai.step import KVPages, StepInput
+
+
+class Linear:
+    """y = x W^T + b, with weight [out, in]."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._kernels = kernels
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._kernels.linear(x, self.weight, self.bias)
+
+
+class RMSNorm:
+    """Root mean square normalisation (arXiv:1910.07467), fused with the residual addition."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, eps: float) -> None:
+        self._kernels = kernels
+        self.weight = weight
+        self.eps = eps
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[T, n] -> (normalised, x + residual)."""
+        return self._kernels.rms_norm(x, self.weight, self.eps, residual)
+
+
+class Rotary:
+    """Rotary position embedding (arXiv:2104.09864), halves rotated, as Llama and InternLM2 do.
+
+    Linear scaling divides positions. Dynamic NTK raises the base with the length L of the sequence
+    once L exceeds the training length: base * (f * L / max - (f - 1)) ** (d / (d - 2)).
+    """
+
+    def __init__(self, config: DecoderConfig, device: torch.device) -> None:
+        self._dim = config.head_dim
+        self._base = config.rope_theta
+        self._max_position = config.max_position_embeddings
+        self._exponents = torch.arange(0, self._dim, 2, dtype=torch.int64, device=device).float()
+        scaling = config.rope_scaling
+        self._dynamic_factor = scaling.factor if scaling and scaling.kind == "dynamic" else None
+        self._divisor = scaling.factor if scaling and scaling.kind == "linear" else 1.0
+        self._inv_freq = 1.0 / self._base ** (self._exponents / self._dim)  # [D/2]
+
+    def __call__(self, step: StepInput) -> tuple[Tensor, Tensor]:
+        """cos and sin of the step's tokens, [T, D/2] float32 each."""
+        inv_freq = self._inv_freq[None]
+        if step.rope_lengths is not None:
+            inv_freq = self._stretched(step.rope_lengths)
+        angles = (step.positions.float() / self._divisor)[:, None] * inv_freq
+        return angles.cos(), angles.sin()
+
+    def _stretched(self, lengths: Tensor) -> Tensor:
+        """Inverse frequencies [T, D/2] for sequences of these lengths [T]."""
+        assert self._dynamic_factor is not None, "rope_lengths are for dynamic scaling only"
+        f = self._dynamic_factor
+        # In float64: the reference computes the base in Python's own arithmetic.
+        stretch = (f * lengths.double() / self._max_position - (f - 1)).clamp(min=1.0)
+        base = self._base * stretch ** (self._dim / (self._dim - 2))
+        return 1.0 / base.float()[:, None] ** (self._exponents / self._dim)[None]
+
+
+class PagedAttention:
+    """Attention with grouped heads over paged keys and values, rotary positions included."""
+
+    def __init__(self, kernels: Kernels, config: DecoderConfig, qkv: Linear, out: Linear) -> None:
+        self._kernels = kernels
+        self._sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._head_dim = config.head_dim
+        self._qkv = qkv
+        self._out = out
+
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, step: StepInput
+    ) -> Tensor:
+        """[T, n] -> [T, n]; writes the step's keys and values into the pages."""
+        heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
+        q, k, v = heads.split(self._sizes, dim=1)
+        q = self._kernels.rotary(q, cos, sin)
+        k = self._kernels.rotary(k, cos, sin)
+        self._kernels.store_kv(k, v, pages, step.slots)
+        attended = self._kernels.paged_attention(q, pages, step, self._head_dim**-0.5)
+        return self._out(attended.flatten(1))

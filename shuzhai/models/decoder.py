@@ -1,0 +1,107 @@
+"""The one text decoder: InternLM2 and Llama differ by numbers and by the names of their tensors.
+
+It knows nothing of checkpoints (`models/weights.py`) nor of requests: tokens in, hidden rows out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from shuzhai.config import DecoderConfig
+from shuzhai.kernels.base import Kernels
+from shuzhai.layers import Linear, PagedAttention, RMSNorm, Rotary
+from shuzhai.step import KVPages, StepInput
+
+
+def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a decoder by its own name here, with its shape.
+
+    qkv holds the rows of all query heads, then of all keys, then of all values; gate_up those of
+    the gate, then of up.
+    """
+    n, wide, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    q_size, kv_size = (h * config.head_dim for h in (config.num_heads, config.num_kv_heads))
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab, n), "norm": (n,)}
+    if not config.tie_word_embeddings:
+        shapes["head"] = (vocab, n)
+    for i in range(config.num_layers):
+        layer = {
+            "attention_norm": (n,),
+            "qkv": (q_size + 2 * kv_size, n),
+            "out": (n, q_size),
+            "ffn_norm": (n,),
+            "gate_up": (2 * wide, n),
+            "down": (n, wide),
+        }
+        if config.attention_bias:
+            layer |= {"qkv_bias": (q_size + 2 * kv_size,), "out_bias": (n,)}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+class _Layer:
+    """One block: attention and a gated feed-forward, each behind its norm."""
+
+    def __init__(
+        self, config: DecoderConfig, kernels: Kernels, weights: Mapping[str, Tensor], prefix: str
+    ) -> None:
+        def linear(name: str) -> Linear:
+            return Linear(kernels, weights[prefix + name], weights.get(f"{prefix}{name}_bias"))
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(kernels, weights[prefix + name], config.rms_norm_eps)
+
+        self._kernels = kernels
+        self._attention_norm, self._ffn_norm = norm("attention_norm"), norm("ffn_norm")
+        self._attention = PagedAttention(kernels, config, linear("qkv"), linear("out"))
+        self._gate_up, self._down = linear("gate_up"), linear("down")
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        pages: KVPages,
+        step: StepInput,
+    ) -> tuple[Tensor, Tensor]:
+        """(x, residual) [T, n] -> the same pair one block later; their sum is the hidden state."""
+        x, residual = self._attention_norm(x, residual)
+        x = self._attention(x, cos, sin, pages, step)
+        x, residual = self._ffn_norm(x, residual)
+        return self._down(self._kernels.silu_mul(self._gate_up(x))), residual
+
+
+class Decoder:
+    """Embedding, blocks, final norm, head; `weights` as decoder_shapes names and shapes them."""
+
+    def __init__(
+        self, config: DecoderConfig, kernels: Kernels, weights: Mapping[str, Tensor]
+    ) -> None:
+        self.config = config
+        self._embedding = weights["embedding"]
+        self._activation_dtype = kernels.activation_dtype(self._embedding.dtype)
+        self._rotary = Rotary(config, self._embedding.device)
+        self._layers = [
+            _Layer(config, kernels, weights, f"layers.{i}.") for i in range(config.num_layers)
+        ]
+        self._norm = RMSNorm(kernels, weights["norm"], config.rms_norm_eps)
+        self._head = Linear(kernels, weights.get("head", self._embedding))
+
+    def __call__(self, step: StepInput, kv: Sequence[KVPages]) -> Tensor:
+        """Run one step: hidden states [R, n] of the step's logit rows. Fills the pages of kv."""
+        x = F.embedding(step.token_ids, self._embedding).to(self._activation_dtype)
+        cos, sin = self._rotary(step)
+        residual: Tensor | None = None
+        for layer, pages in zip(self._layers, kv, strict=True):
+            x, residual = layer(x, residual, cos, sin, pages, step)
+        assert residual is not None, "a decoder has at least one layer"
+        rows = step.logit_rows
+        return self._norm(x[rows], residual[rows])[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, n] -> [R, vocab] float32."""
+        return self._head(hidden).float()
