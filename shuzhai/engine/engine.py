@@ -1,0 +1,226 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+It knows token ids only: no text, no template, no stop string, no socket. It is not thread-safe: one
+thread owns it. Two engines may live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shuzhai.config import DecoderConfig, EngineConfig
+from shuzhai.engine.batch import Batch, BatchBuilder, PromptRows
+from shuzhai.engine.block_pool import BlockPool
+from shuzhai.engine.memory import MemoryPlan
+from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
+from shuzhai.engine.runner import Runner
+from shuzhai.engine.sampler import report_logprobs, sample
+from shuzhai.engine.scheduler import Scheduled, Scheduler
+from shuzhai.engine.sequence import Sequence
+from shuzhai.errors import ContextLengthError, InvalidRequestError
+
+# Prompt positions whose logits are made at a time: a row of a real vocabulary has 370 kB.
+_LOGIT_SLICE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is in use now."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
+    num_generated_tokens: int
+    num_preemptions: int
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(self, runner: Runner, config: EngineConfig) -> None:
+        model = runner.decoder.config
+        self.model_config = model
+        self.config = config
+        self._runner = runner
+        self._scheduler = Scheduler(
+            BlockPool(runner.plan.num_blocks, runner.plan.block_size),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=runner.plan.max_model_len,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        dynamic = model.rope_scaling is not None and model.rope_scaling.kind == "dynamic"
+        self._rope_limit = model.max_position_embeddings if dynamic else None
+        self._batches = BatchBuilder(runner.plan.block_size, self._rope_limit, runner.device)
+        self._sequences: dict[str, Sequence] = {}
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._num_generated_tokens = 0
+
+    @classmethod
+    def load(
+        cls,
+        model: DecoderConfig,
+        config: EngineConfig,
+        folder: Path | None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Engine:
+        """Load a checkpoint folder, or random weights (None) to measure speed."""
+        return cls(Runner.load(model, config, folder, progress), config)
+
+    @property
+    def plan(self) -> MemoryPlan:
+        return self._runner.plan
+
+    @property
+    def max_model_len(self) -> int:
+        return self._runner.plan.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def check(self, request: Request) -> None:
+        """Raise InvalidRequestError if the request can never run. Any thread may ask."""
+        count, limit = len(request.token_ids), self.max_model_len
+        if count == 0:
+            raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
+        params, vocab = request.params, self.model_config.vocab_size
+        wanted = 0 if request.want_prompt_logits else params.max_tokens or 1
+        if count + wanted > limit:
+            raise ContextLengthError(
+                f"{count} tokens of prompt and {wanted} of answer are more than the context of "
+                f"{limit} tokens; shorten the prompt, lower max_tokens to {max(0, limit - count)}, "
+                "or start with more memory or a larger max_model_len",
+                param="messages" if count >= limit else "max_tokens",
+            )
+        for name, ids in (
+            ("prompt", request.token_ids),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            if any(not 0 <= i < vocab for i in ids):
+                raise InvalidRequestError(
+                    f"{name}: token ids must be from 0 to {vocab - 1}", param=name
+                )
+
+    def add(self, request: Request) -> None:
+        """Queue a request that `check` has passed."""
+        assert request.id not in self._sequences, "request ids are unique"
+        length = len(request.token_ids)
+        stretched = self._rope_limit is not None and length > self._rope_limit
+        sequence = Sequence(request, rope_salt=length if stretched else 0)
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End a request at any stage and free its blocks; unknown and finished ids are no error."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.abort(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """Run one step; what each request that took part got from it."""
+        scheduled = self._scheduler.schedule()
+        if not scheduled:
+            return []
+        batch = self._batches.build(scheduled)
+        hidden = self._runner.run(batch.step)
+        prompts = {
+            rows.entry: self._prompt_output(scheduled, rows, hidden) for rows in batch.prompt_rows
+        }
+        tokens, reports = self._sample(scheduled, batch, hidden)
+        reasons = self._scheduler.update(scheduled, tokens)
+        return [
+            self._output(entry, token, report, reason, prompts.get(i))
+            for i, (entry, token, report, reason) in enumerate(
+                zip(scheduled, tokens, reports, reasons, strict=True)
+            )
+        ]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_blocks=self._scheduler.pool.num_blocks,
+            num_free_blocks=self._scheduler.pool.num_free,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_prompt_tokens=self._num_cached_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=self._scheduler.num_preemptions,
+        )
+
+    def _sample(
+        self, scheduled: list[Scheduled], batch: Batch, hidden: Tensor
+    ) -> tuple[list[int | None], list[TokenLogprob | None]]:
+        tokens: list[int | None] = [None] * len(scheduled)
+        reports: list[TokenLogprob | None] = [None] * len(scheduled)
+        if not batch.sample_rows:
+            return tokens, reports
+        rows = torch.tensor([row for _, row in batch.sample_rows], device=hidden.device)
+        sequences = [scheduled[i].sequence for i, _ in batch.sample_rows]
+        logits = self._runner.logits(hidden[rows])
+        for (i, _), token, report in zip(
+            batch.sample_rows, *sample(logits, sequences), strict=True
+        ):
+            tokens[i], reports[i] = token, report
+        return tokens, reports
+
+    def _prompt_output(
+        self, scheduled: list[Scheduled], rows: PromptRows, hidden: Tensor
+    ) -> tuple[tuple[TokenLogprob, ...], Tensor | None]:
+        """Log-probabilities of the tokens after these prompt positions, and the logits there."""
+        sequence = scheduled[rows.entry].sequence
+        count = sequence.request.params.prompt_logprobs
+        reports: list[TokenLogprob] = []
+        parts: list[Tensor] = []
+        for low in range(rows.start, rows.end, _LOGIT_SLICE):
+            logits = self._runner.logits(hidden[low : min(low + _LOGIT_SLICE, rows.end)])
+            if sequence.request.want_prompt_logits:
+                parts.append(logits.cpu())
+            first = rows.position + low - rows.start + 1
+            following = sequence.request.token_ids[first : first + logits.shape[0]]
+            if count is not None and following:
+                logprobs = logits[: len(following)].log_softmax(-1)
+                reports += report_logprobs(logprobs, following, [count] * len(following))
+        sequence.num_reported_tokens = rows.position + rows.end - rows.start
+        return tuple(reports), torch.cat(parts) if parts else None
+
+    def _output(
+        self,
+        entry: Scheduled,
+        token: int | None,
+        report: TokenLogprob | None,
+        reason: FinishReason | None,
+        prompt: tuple[tuple[TokenLogprob, ...], Tensor | None] | None,
+    ) -> StepOutput:
+        sequence = entry.sequence
+        request = sequence.request
+        prompt_logprobs, prompt_logits = prompt or ((), None)
+        cached = sequence.num_cached_tokens or 0
+        if token is not None:
+            self._num_generated_tokens += 1
+            if sequence.num_output_tokens == 1:
+                self._num_prompt_tokens += sequence.num_prompt_tokens
+                self._num_cached_tokens += cached
+        if reason is not None:
+            del self._sequences[request.id]
+        return StepOutput(
+            request_id=request.id,
+            token_ids=() if token is None else (token,),
+            logprobs=() if report is None else (report,),
+            prompt_logprobs=prompt_logprobs,
+            prompt_logits=prompt_logits,
+            finish_reason=reason,
+            stop_id=token if reason is FinishReason.STOP else None,
+            num_cached_tokens=cached,
+        )

@@ -1,0 +1,109 @@
+"""The memory planner: from bytes and shapes to a number of KV blocks. Pure; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shuzhai.config import DecoderConfig, EngineConfig, parse_bytes
+from shuzhai.errors import MemoryBudgetError
+
+# With memory = "auto": leave room for the rest of the machine, and take no more for cached chats
+# than what helps.
+_AUTO_SHARE = 0.8
+_AUTO_KV_BYTES = 4 * 2**30
+_AUTO_TOKENS_PER_SEQ = 8192
+# Dynamic NTK works beyond the training length, with falling quality.
+_DYNAMIC_STRETCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where the bytes go. kv_bytes = num_blocks * block_bytes."""
+
+    budget_bytes: int
+    weight_bytes: int
+    workspace_bytes: int
+    block_bytes: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    def line(self) -> str:
+        """One line for people."""
+        weights, kv, workspace, budget = (
+            f"{size / 2**30:.2f} GiB"
+            for size in (self.weight_bytes, self.kv_bytes, self.workspace_bytes, self.budget_bytes)
+        )
+        tokens = self.num_blocks * self.block_size
+        return (
+            f"{weights} weights + {kv} KV cache ({tokens:,} tokens) + {workspace} workspace "
+            f"of {budget}; context {self.max_model_len:,} tokens"
+        )
+
+
+def plan_memory(
+    model: DecoderConfig,
+    config: EngineConfig,
+    *,
+    available_bytes: int,
+    weight_bytes: int,
+    kv_element_bytes: int,
+    activation_bytes: int = 4,
+) -> MemoryPlan:
+    """Share out the memory. MemoryBudgetError says what would fit when the model does not.
+
+    available_bytes     what the device has free now, before the weights are loaded
+    kv_element_bytes    of one number in the KV cache; activation_bytes of one activation
+    """
+    explicit = config.memory != "auto"
+    budget = parse_bytes(config.memory) if explicit else int(available_bytes * _AUTO_SHARE)
+    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * kv_element_bytes
+    block_bytes = per_token * config.block_size
+    workspace = workspace_bytes(model, config, activation_bytes)
+    limit = config.max_model_len or context_limit(model)
+
+    if config.num_blocks is not None:
+        num_blocks = config.num_blocks
+    else:
+        room = budget - weight_bytes - workspace
+        if not explicit:
+            room = min(room, _AUTO_KV_BYTES)
+        tokens = max(limit, config.max_num_seqs * min(limit, _AUTO_TOKENS_PER_SEQ))
+        num_blocks = min(-(-tokens // config.block_size), max(0, room // block_bytes))
+
+    capacity = num_blocks * config.block_size
+    needed = config.max_model_len or min(limit, config.block_size)
+    if capacity < needed:
+        fit = weight_bytes + workspace + -(-needed // config.block_size) * block_bytes
+        raise MemoryBudgetError(
+            f"{budget / 2**30:.2f} GiB hold {capacity} tokens of KV cache beside "
+            f"{weight_bytes / 2**30:.2f} GiB of weights and {workspace / 2**30:.2f} GiB of "
+            f"workspace, but {needed} are needed; give memory={fit / 2**30 + 0.01:.2f}GiB or more, "
+            "or lower max_model_len"
+        )
+    return MemoryPlan(
+        budget, weight_bytes, workspace, block_bytes, config.block_size, num_blocks,
+        min(limit, capacity),
+    )  # fmt: skip
+
+
+def context_limit(model: DecoderConfig) -> int:
+    """The longest sequence that the model's positions allow."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return model.max_position_embeddings
+    stretch = _DYNAMIC_STRETCH if scaling.kind == "dynamic" else scaling.factor
+    return int(model.max_position_embeddings * stretch)
+
+
+def workspace_bytes(model: DecoderConfig, config: EngineConfig, activation_bytes: int) -> int:
+    """Activations of the widest layer for a full step, and logits for every sequence of a step."""
+    tokens = config.max_num_batched_tokens
+    widest = 3 * model.intermediate_size + 4 * model.hidden_size
+    logits_copies = 4  # as they come, adjusted, probabilities, and their running sum
+    logits = min(config.max_num_seqs, tokens) * model.vocab_size * 4 * logits_copies
+    return tokens * widest * activation_bytes + logits

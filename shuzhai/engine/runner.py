@@ -1,0 +1,85 @@
+"""Runs steps on a device: it owns the model and the KV pages, and knows no request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from shuzhai.config import DecoderConfig, EngineConfig
+from shuzhai.engine.kv_cache import allocate_kv_cache
+from shuzhai.engine.memory import MemoryPlan, plan_memory
+from shuzhai.kernels.cpu import CpuKernels
+from shuzhai.models.decoder import Decoder, decoder_shapes
+from shuzhai.models.weights import load_decoder, random_decoder
+from shuzhai.step import KVPages, StepInput
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A model with its cache, ready to run steps."""
+
+    decoder: Decoder
+    kv: list[KVPages]
+    plan: MemoryPlan
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(
+        cls,
+        model: DecoderConfig,
+        config: EngineConfig,
+        folder: Path | None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Runner:
+        """Plan the memory, then load the weights; folder None: random weights, to measure speed.
+
+        progress is called with the share of the weights loaded, 0 to 1.
+        """
+        device, dtype = torch.device("cpu"), choose_dtype(model, config)
+        kernels = CpuKernels()
+        weight_bytes = dtype.itemsize * sum(
+            torch.Size(shape).numel() for shape in decoder_shapes(model).values()
+        )
+        plan = plan_memory(
+            model,
+            config,
+            available_bytes=psutil.virtual_memory().available,
+            weight_bytes=weight_bytes,
+            kv_element_bytes=dtype.itemsize,
+            activation_bytes=kernels.activation_dtype(dtype).itemsize,
+        )
+        if folder is None:
+            weights = random_decoder(model, dtype, device)
+        else:
+            report = None if progress is None else (lambda done: progress(done / weight_bytes))
+            weights = load_decoder(folder, model, dtype, device, report)
+        kv = allocate_kv_cache(model, plan.num_blocks, plan.block_size, dtype, device)
+        return cls(Decoder(model, kernels, weights), kv, plan, device, dtype)
+
+    def run(self, step: StepInput) -> Tensor:
+        """Hidden states [R, n] of the step's logit rows."""
+        return self.decoder(step, self.kv)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, n] -> [R, vocab] float32, a tensor of the caller's own."""
+        return self.decoder.logits(hidden)
+
+
+def choose_dtype(model: DecoderConfig, config: EngineConfig) -> torch.dtype:
+    """Of weights and cache. "auto" on a CPU halves the traffic, unless float32 was shipped."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if model.dtype == "float32" else "bfloat16"
+    return _DTYPES[name]

@@ -1,0 +1,181 @@
+"""Who runs how many tokens in the next step. Pure: no torch, no clock, no I/O.
+
+There is no prefill and no decode phase: each sequence's num_computed_tokens moves towards its
+number of tokens under one token budget (the formulation of vLLM V1). A new prompt, a chunk of one,
+a prefix found in the cache, a decode step and a resumed sequence are all the same rule.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from shuzhai.engine.block_pool import BlockPool
+from shuzhai.engine.request import FinishReason
+from shuzhai.engine.sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """Run tokens [start, end) of a sequence in this step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def reaches_end(self) -> bool:
+        """All known tokens are computed after this step, so a new one is sampled."""
+        return self.end == len(self.sequence.token_ids)
+
+
+class Scheduler:
+    """Queues sequences and shares out token budget and KV blocks, first come first served."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        assert max_model_len <= pool.num_blocks * pool.block_size, "any one sequence must fit"
+        self.pool = pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_model_len = max_model_len
+        self._enable_prefix_caching = enable_prefix_caching
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Forget a sequence at whatever stage it is; its blocks are free at once."""
+        if sequence.status is Status.RUNNING:
+            self._retire(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> list[Scheduled]:
+        """Decide the next step. Empty only if nothing waits or runs."""
+        batch = self._schedule_running()
+        self._admit(batch)
+        return batch
+
+    def update(self, batch: Seq[Scheduled], sampled: Seq[int | None]) -> list[FinishReason | None]:
+        """Advance after a step; sampled[i] is the new token of batch[i] if it reached its end.
+
+        Returns why each entry is finished, or None. Entries aborted meanwhile are passed over.
+        """
+        return [self._advance(entry, token) for entry, token in zip(batch, sampled, strict=True)]
+
+    def _schedule_running(self) -> list[Scheduled]:
+        budget, batch, i = self._max_num_batched_tokens, [], 0
+        while i < len(self.running) and budget > 0:
+            sequence = self.running[i]
+            start = sequence.num_computed_tokens
+            end = min(len(sequence.token_ids), start + budget)
+            while self._missing_blocks(sequence, end) > self.pool.num_free:
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            if sequence.status is Status.RUNNING:
+                self._grow(sequence, end)
+                batch.append(Scheduled(sequence, start, end))
+                budget -= end - start
+                i += 1
+        return batch
+
+    def _admit(self, batch: list[Scheduled]) -> None:
+        """Start waiting sequences while budget, places and blocks for the whole of each last."""
+        budget = self._max_num_batched_tokens - sum(s.end - s.start for s in batch)
+        in_flight = {h for entry in batch for h in self._hashes_in_flight(entry)}
+        i = 0
+        while i < len(self.waiting) and budget > 0 and len(self.running) < self._max_num_seqs:
+            sequence = self.waiting[i]
+            hits, next_hash = self._find_prefix(sequence)
+            if next_hash in in_flight:
+                # Another sequence computes this very block now: a step later it is a hit.
+                i += 1
+                continue
+            needed = self._missing_blocks(sequence, len(sequence.token_ids)) - len(hits)
+            if needed > self.pool.num_free - self.pool.count_free(hits):
+                break
+            del self.waiting[i]
+            self.pool.acquire(hits)
+            sequence.block_table = hits
+            start = len(hits) * self.pool.block_size
+            end = min(len(sequence.token_ids), start + budget)
+            sequence.num_computed_tokens = start
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = start
+            sequence.status = Status.RUNNING
+            self.running.append(sequence)
+            self._grow(sequence, end)
+            batch.append(Scheduled(sequence, start, end))
+            in_flight.update(self._hashes_in_flight(batch[-1]))
+            budget -= end - start
+
+    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
+        """Cached blocks of the sequence's beginning, and the hash of the first that is missing.
+
+        The last token is never taken from the cache: its logits are needed.
+        """
+        if not self._enable_prefix_caching or sequence.wants_prompt_rows:
+            return [], None
+        useful = (len(sequence.token_ids) - 1) // self.pool.block_size
+        hashes = sequence.hashes(self.pool.block_size)[:useful]
+        hits = self.pool.lookup(hashes)
+        return hits, hashes[len(hits)] if len(hits) < useful else None
+
+    def _hashes_in_flight(self, entry: Scheduled) -> list[bytes]:
+        """Hashes of the blocks that will be full after this step."""
+        if not self._enable_prefix_caching:
+            return []
+        size = self.pool.block_size
+        return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
+
+    def _missing_blocks(self, sequence: Sequence, end: int) -> int:
+        return -(-end // self.pool.block_size) - len(sequence.block_table)
+
+    def _grow(self, sequence: Sequence, end: int) -> None:
+        sequence.block_table += self.pool.allocate(self._missing_blocks(sequence, end))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks; it queues first and will recompute what the cache lost."""
+        self._retire(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_computed_tokens = 0
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _retire(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+
+    def _advance(self, entry: Scheduled, token: int | None) -> FinishReason | None:
+        sequence = entry.sequence
+        if sequence.status is not Status.RUNNING:
+            return None
+        if self._enable_prefix_caching:
+            first = entry.start // self.pool.block_size
+            for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
+                self.pool.publish(sequence.block_table[i], block_hash)
+        sequence.num_computed_tokens = entry.end
+        if token is None:
+            return None
+        sequence.append(token)
+        reason = sequence.finish_reason(self._max_model_len)
+        if reason is not None:
+            self._retire(sequence)
+            sequence.status = Status.FINISHED
+        return reason
