@@ -1,0 +1,227 @@
+"""The engine behind asyncio: one thread runs its steps, coroutines get their pieces of text.
+
+The thread wakes each event loop at most once a step. Nothing flows back to it but new requests and
+aborts. Detokenising happens in the consumer's coroutine, tokenising in a small pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shuzhai.config import EngineConfig
+from shuzhai.engine.engine import Engine, EngineStats
+from shuzhai.engine.request import Request, SamplingParams, StepOutput
+from shuzhai.errors import EngineDeadError, OverloadedError
+from shuzhai.frontend.answer import Answer
+from shuzhai.frontend.loader import load_model
+from shuzhai.frontend.outputs import Delta, EncodedPrompt
+from shuzhai.frontend.processor import Processor
+from shuzhai.hub.progress import Progress
+
+_ENCODE_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """Where the outputs of one generate() call go. None is put when the engine has died."""
+
+    loop: asyncio.AbstractEventLoop
+    outputs: asyncio.Queue[StepOutput | None]
+
+
+class AsyncEngine:
+    """Owns the engine thread of one model. Any number of event loops may use it."""
+
+    def __init__(self, engine: Engine, processor: Processor, name: str = "model") -> None:
+        self.name = name
+        self.processor = processor
+        self._engine = engine
+        self._streams: dict[str, _Stream] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+        self._accepting = True
+        self._stopping = False
+        self._cause_of_death: str | None = None
+        self._pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-encode")
+        self._thread = threading.Thread(target=self._run, name="shuzhai-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        chat_template: str | None = None,
+        pull_progress: Progress | None = None,
+        load_progress: Callable[[float], None] | None = None,
+        **options: Any,
+    ) -> AsyncEngine:
+        """Load a model as LLM does; `options` are the fields of EngineConfig."""
+        loaded = load_model(
+            model,
+            EngineConfig.from_options(options),
+            chat_template=chat_template,
+            pull_progress=pull_progress,
+            load_progress=load_progress,
+        )
+        return cls(loaded.engine, loaded.processor, loaded.name)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and self._cause_of_death is None
+
+    @property
+    def cause_of_death(self) -> str | None:
+        """Why the engine thread ended, if it did so by itself."""
+        return self._cause_of_death
+
+    @property
+    def plan_line(self) -> str:
+        """Where the memory goes, in one line."""
+        return self._engine.plan.line()
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def encode_chat(self, messages: Any) -> EncodedPrompt:
+        """Processor.encode_chat, off the event loop."""
+        return await self._in_pool(partial(self.processor.encode_chat, messages))
+
+    async def encode_text(self, text: str) -> EncodedPrompt:
+        """Processor.encode_text, off the event loop."""
+        return await self._in_pool(partial(self.processor.encode_text, text))
+
+    async def generate(
+        self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
+    ) -> AsyncIterator[Delta]:
+        """Yield the pieces of the n answers as they come; Delta.index tells them apart.
+
+        Closing the generator aborts what is left and frees its blocks. Raises InvalidRequestError,
+        OverloadedError and EngineDeadError; the first two only before the first piece.
+        """
+        request_id = str(next(self._ids))
+        requests = self.processor.requests(prompt, params, request_id, cache_salt)
+        self._engine.check(requests[0])
+        answers = {
+            r.id: Answer(r, index, self.processor.tokenizer) for index, r in enumerate(requests)
+        }
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        self._submit(requests, stream)
+        try:
+            while answers:
+                output = await stream.outputs.get()
+                if output is None:
+                    raise EngineDeadError(f"the engine has stopped: {self._cause_of_death}")
+                answer = answers.get(output.request_id)
+                if answer is None:
+                    continue
+                delta = answer.push(output)
+                if delta.finish_reason is not None:
+                    del answers[output.request_id]
+                    self._forget([output.request_id], abort=answer.stopped_early)
+                yield delta
+        finally:
+            self._forget(list(answers), abort=True)
+
+    async def shutdown(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let the running ones finish for so long, then stop the thread."""
+        self._accepting = False
+        deadline = asyncio.get_running_loop().time() + drain_seconds
+        while self._streams and self.is_alive and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        self._commands.put(self._stop)
+        await asyncio.to_thread(self._thread.join)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_pool(self, call: Callable[[], EncodedPrompt]) -> EncodedPrompt:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def _submit(self, requests: list[Request], stream: _Stream) -> None:
+        with self._lock:
+            if not self.is_alive or not self._accepting:
+                cause = self._cause_of_death or "it is shutting down"
+                raise EngineDeadError(f"the engine takes no requests: {cause}")
+            limit = self._engine.config.max_num_waiting + self._engine.config.max_num_seqs
+            if len(self._streams) + len(requests) > limit:
+                raise OverloadedError(
+                    f"{len(self._streams)} requests are in the queue and {limit} is the most; "
+                    "try again in a moment"
+                )
+            self._streams.update((r.id, stream) for r in requests)
+        for request in requests:
+            self._commands.put(partial(self._engine.add, request))
+
+    def _forget(self, request_ids: list[str], abort: bool) -> None:
+        """The consumer wants no more of these."""
+        for request_id in request_ids:
+            with self._lock:
+                self._streams.pop(request_id, None)
+            if abort:
+                self._commands.put(partial(self._engine.abort, request_id))
+
+    def _run(self) -> None:
+        """The engine thread: commands, a step, outputs, until told to stop."""
+        try:
+            while not self._stopping:
+                self._obey()
+                if self._engine.has_work:
+                    self._deliver(self._engine.step())
+        # Whatever goes wrong in the engine must reach everybody who waits for it.
+        except Exception as error:
+            self._cause_of_death = f"{type(error).__name__}: {error}"
+        finally:
+            self._bury()
+
+    def _obey(self) -> None:
+        """Carry out what was asked since the last step; wait if there is nothing else to do."""
+        if not self._engine.has_work:
+            self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput]]]
+        by_loop = defaultdict(list)
+        with self._lock:
+            for output in outputs:
+                if (stream := self._streams.get(output.request_id)) is not None:
+                    by_loop[stream.loop].append((stream, output))
+        for loop, items in by_loop.items():
+            _call_in(loop, partial(_put_all, items))
+
+    def _bury(self) -> None:
+        """Tell all that still wait that no more will come."""
+        with self._lock:
+            self._accepting = False
+            if self._cause_of_death is None:
+                self._cause_of_death = "it was shut down"
+            left = list(self._streams.values())
+            self._streams.clear()
+        for stream in left:
+            _call_in(stream.loop, partial(stream.outputs.put_nowait, None))
+
+
+def _put_all(items: list[tuple[_Stream, StepOutput]]) -> None:
+    for stream, output in items:
+        stream.outputs.put_nowait(output)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Run in another thread's event loop, unless that has ended: then nobody waits there."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
