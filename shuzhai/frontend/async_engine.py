@@ -146,13 +146,17 @@ class AsyncEngine:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_pool(self, call: Callable[[], EncodedPrompt]) -> EncodedPrompt:
+        self._check_accepting()
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def _check_accepting(self) -> None:
+        if not self.is_alive or not self._accepting:
+            cause = self._cause_of_death or "it is shutting down"
+            raise EngineDeadError(f"the engine takes no requests: {cause}")
 
     def _submit(self, requests: list[Request], stream: _Stream) -> None:
         with self._lock:
-            if not self.is_alive or not self._accepting:
-                cause = self._cause_of_death or "it is shutting down"
-                raise EngineDeadError(f"the engine takes no requests: {cause}")
+            self._check_accepting()
             limit = self._engine.config.max_num_waiting + self._engine.config.max_num_seqs
             if len(self._streams) + len(requests) > limit:
                 raise OverloadedError(

@@ -87,6 +87,7 @@ class Tokenizer(ABC):
 
     def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
         """Ids of trusted text. parse_special: spelled added tokens become their ids."""
+        _check_unicode(text)
         ids = [self.bos_id] if add_bos and self.bos_id is not None else []
         if not parse_special or self._added_pattern is None:
             return ids + self._encode(text)
@@ -95,7 +96,11 @@ class Tokenizer(ABC):
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of text from outside: no special and no reserved token comes out, however spelled."""
+        """Ids of text from outside: no special and no reserved token comes out, however spelled.
+
+        InvalidRequestError if it is no valid Unicode.
+        """
+        _check_unicode(text)
         ids = self._encode(text)
         if self._reserved_ids.isdisjoint(ids) or self._reserved_pattern is None:
             return ids
@@ -158,10 +163,7 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            return self._model.encode(text)
-        except UnicodeEncodeError as error:
-            raise _not_unicode(error) from error
+        return self._model.encode(text)
 
     def _vocabulary_id(self, piece: str) -> int | None:
         found = self._model.piece_to_id(piece)
@@ -197,10 +199,7 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(pieces, {}, settings, add_bos, strip)
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            return self._model.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
-            raise _not_unicode(error) from error
+        return self._model.encode(text, add_special_tokens=False).ids
 
     def _vocabulary_id(self, piece: str) -> int | None:
         return self._model.token_to_id(piece)
@@ -313,7 +312,11 @@ def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
 
 
-def _not_unicode(error: UnicodeEncodeError) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"the text has half of a surrogate pair at place {error.start}; send valid Unicode"
-    )
+def _check_unicode(text: str) -> None:
+    """Both libraries fail in their own ways on a text that is no valid Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"the text has half of a surrogate pair at place {error.start}; send valid Unicode"
+        ) from error

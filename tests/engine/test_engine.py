@@ -23,9 +23,7 @@ def load(folder: Path, **options: object) -> Engine:
 
 def request(name: str, tokens: tuple[int, ...], max_tokens: int | None = 8, **params) -> Request:
     salt = params.pop("cache_salt", b"")
-    return Request(
-        name, tokens, SamplingParams(max_tokens=max_tokens, **params), cache_salt=salt
-    )
+    return Request(name, tokens, SamplingParams(max_tokens=max_tokens, **params), cache_salt=salt)
 
 
 def finish(engine: Engine) -> dict[str, list[StepOutput]]:

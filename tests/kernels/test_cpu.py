@@ -59,7 +59,9 @@ def paged(
     for b, (new, length) in enumerate(chunks):
         own, order = order[: num_pages[b]], order[num_pages[b] :]
         tables[b, : len(own)] = torch.tensor(own)
-        slots = torch.tensor([own[p // page_size] * page_size + p % page_size for p in range(length)])
+        slots = torch.tensor(
+            [own[p // page_size] * page_size + p % page_size for p in range(length)]
+        )
         REFERENCE.store_kv(
             noise(length, kv_heads, dim), noise(length, kv_heads, dim) * (b + 1), pages, slots
         )

@@ -185,7 +185,9 @@ def test_llama_weights_run_on_the_same_decoder(checkpoint: Path) -> None:
 
 
 def test_a_tied_embedding_has_no_head_of_its_own(checkpoint: Path) -> None:
-    rewrite(checkpoint, lambda t: t.update({"output.weight": t["model.tok_embeddings.weight"].clone()}))
+    rewrite(
+        checkpoint, lambda t: t.update({"output.weight": t["model.tok_embeddings.weight"].clone()})
+    )
     expected = logits(checkpoint)
     rewrite(checkpoint, lambda t: t.pop("output.weight"))
     set_config(checkpoint, tie_word_embeddings=True)
