@@ -36,7 +36,7 @@ def load_model(
 
     load_progress is called with the share of the weights that is loaded, 0 to 1.
     """
-    store = Store(Environment.read().home)
+    store = Store.at_home(Environment.read())
     folder = resolve(model, store, pull_progress or SilentProgress())
     checkpoint = read_checkpoint_config(folder)
     engine = Engine.load(checkpoint.decoder, config, folder, load_progress)

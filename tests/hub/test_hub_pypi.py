@@ -1,0 +1,117 @@
+import dataclasses
+import hashlib
+import os
+
+import pytest
+from fake_hub import make_wheel
+
+from shuzhai.errors import DownloadError
+from shuzhai.hub import pypi
+from shuzhai.hub.catalog import WheelSource
+
+NAME = "demo_model-0.1.2-py3-none-any.whl"
+DATA = make_wheel({"demo/model.gguf": os.urandom(600_000)})
+WHEEL = WheelSource(
+    "demo-model", "0.1.2", hashlib.sha256(DATA).hexdigest(), len(DATA), "demo/model.gguf"
+)
+
+
+@pytest.fixture
+def index(pip_index):
+    pip_index.add("demo_model-0.1.1-py3-none-any.whl", b"old")
+    pip_index.add(NAME, DATA)
+    return pip_index
+
+
+def _fetch(index, tmp_path, progress, wheel=WHEEL):
+    return pypi.fetch_wheel(wheel, tmp_path / "wheel", f"{index.url}/simple", progress)
+
+
+def test_with_pip(index, tmp_path, progress):
+    path = _fetch(index, tmp_path, progress)
+    assert path == tmp_path / "wheel" / NAME
+    assert path.read_bytes() == DATA
+    assert progress.done[-1] == len(DATA)
+    assert not any("nothing-at-all" in path for _, path, _ in index.requests)
+
+
+def test_an_old_pip_tells_no_progress(index, tmp_path, progress, monkeypatch):
+    monkeypatch.setattr(pypi, "_pip_tells_progress", lambda: False)
+    assert _fetch(index, tmp_path, progress).read_bytes() == DATA
+    assert progress.done[-1] == 0
+
+
+@pytest.mark.parametrize("html", [False, True])
+def test_without_pip(index, tmp_path, progress, without_pip, html):
+    index.html_index = html
+    index.cuts[NAME] = [300_000]
+    path = _fetch(index, tmp_path, progress)
+    assert path.read_bytes() == DATA
+    assert progress.done[-1] == len(DATA)
+    assert len(index.fetched(NAME)) == 2
+
+
+def test_without_pip_a_later_run_goes_on(index, tmp_path, progress, without_pip):
+    index.cuts[NAME] = [300_000] + [0] * 6
+    with pytest.raises(DownloadError, match="Run the same command again"):
+        _fetch(index, tmp_path, progress)
+    index.requests.clear()
+    assert _fetch(index, tmp_path, progress).read_bytes() == DATA
+    assert index.fetched(NAME)[0].startswith("bytes=")
+
+
+def test_uvs_named_index(index, tmp_path, progress, without_pip):
+    url = f"mirror={index.url}/simple"
+    assert pypi.fetch_wheel(WHEEL, tmp_path / "w", url, progress).read_bytes() == DATA
+
+
+def test_a_wheel_that_is_there_is_not_fetched_again(index, tmp_path, progress):
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / NAME).write_bytes(DATA)
+    (tmp_path / "wheel" / "other.whl").write_bytes(b"left by a dead run")
+    assert _fetch(index, tmp_path, progress).name == NAME
+    assert index.requests == []
+
+
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_another_file_is_refused(index, tmp_path, progress, has_pip, request):
+    if not has_pip:
+        request.getfixturevalue("without_pip")
+    index.add(NAME, make_wheel({"demo/model.gguf": os.urandom(600_000)}))
+    with pytest.raises(DownloadError, match="thrown away"):
+        _fetch(index, tmp_path, progress)
+    assert list((tmp_path / "wheel").iterdir()) == []
+
+
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_no_such_wheel(index, tmp_path, progress, has_pip, request):
+    if not has_pip:
+        request.getfixturevalue("without_pip")
+    wheel = dataclasses.replace(WHEEL, version="9.9")
+    with pytest.raises(DownloadError, match=r"demo-model 9\.9.*PIP_INDEX_URL") as caught:
+        _fetch(index, tmp_path, progress, wheel)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_index_out_of_reach(index, tmp_path, progress, has_pip, request, monkeypatch):
+    if not has_pip:
+        request.getfixturevalue("without_pip")
+    address = "http://user:secret@127.0.0.1:9/simple"
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    with pytest.raises(DownloadError, match="PIP_INDEX_URL") as caught:
+        pypi.fetch_wheel(WHEEL, tmp_path / "wheel", address, progress)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_that_is_no_index(index, tmp_path, progress, without_pip, monkeypatch):
+    with pytest.raises(DownloadError, match="404"):
+        pypi.fetch_wheel(WHEEL, tmp_path / "wheel", f"{index.url}/nothing", progress)
+
+
+def test_a_file_name_from_the_index_is_a_plain_one(index, tmp_path, progress, without_pip):
+    index.files = {"demo_model-0.1.2-../../../evil.whl": DATA}
+    with pytest.raises(DownloadError, match="no wheel"):
+        _fetch(index, tmp_path, progress)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["wheel"]
