@@ -75,7 +75,7 @@ class PagedAttention:
 
     def __init__(self, kernels: Kernels, config: DecoderConfig, qkv: Linear, out: Linear) -> None:
         self._kernels = kernels
-        self._sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._num_heads, self._num_kv_heads = config.num_heads, config.num_kv_heads
         self._head_dim = config.head_dim
         self._qkv = qkv
         self._out = out
@@ -85,9 +85,9 @@ class PagedAttention:
     ) -> Tensor:
         """[T, n] -> [T, n]; writes the step's keys and values into the pages."""
         heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
-        q, k, v = heads.split(self._sizes, dim=1)
-        q = self._kernels.rotary(q, cos, sin)
-        k = self._kernels.rotary(k, cos, sin)
+        turning, v = heads.split([self._num_heads + self._num_kv_heads, self._num_kv_heads], 1)
+        turned = self._kernels.rotary(turning, cos, sin)
+        q, k = turned.split([self._num_heads, self._num_kv_heads], 1)
         self._kernels.store_kv(k, v, pages, step.slots)
         attended = self._kernels.paged_attention(q, pages, step, self._head_dim**-0.5)
         return self._out(attended.flatten(1))

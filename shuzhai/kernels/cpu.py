@@ -9,16 +9,18 @@ from torch.nn import functional as F
 from shuzhai.kernels.base import Kernels, causal_mask
 from shuzhai.step import KVPages, StepInput
 
-# A slice of a weight that is widened to float32 at a time: 4 MiB, which stays in the cache.
-_SLICE_ELEMENTS = 2**20
+# A slice of a weight that is widened to float32 at a time: 8 MiB, which stays in the cache.
+_SLICE_ELEMENTS = 2**21
+# Up to so many rows, reading the weight costs more than multiplying, and torch reads it as it is.
+_FEW_ROWS = 3
 
 
 class CpuKernels(Kernels):
     """Kernels for the CPU.
 
-    Where the CPU has no arithmetic for the type of the weights, they are read at their own size and
-    widened slice by slice, inside the cache, and activations are float32. That halves the memory
-    traffic of float32 weights at the speed of float32 arithmetic.
+    Where it has no bfloat16 arithmetic, larger products and attention run in float32: weights and
+    cache are read at their own size and widened inside the cache. Inputs and outputs stay bfloat16,
+    so that results differ between batches only by the order of float32 sums.
     """
 
     def __init__(self, native_bfloat16: bool | None = None) -> None:
@@ -28,32 +30,46 @@ class CpuKernels(Kernels):
         self._native_bfloat16 = native_bfloat16
 
     def activation_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
-        native = self._native_bfloat16 and weight_dtype == torch.bfloat16
-        return torch.bfloat16 if native else torch.float32
+        """float32 for float16 weights: CPUs are slow at float16, and activations overflow it."""
+        return torch.float32 if weight_dtype == torch.float16 else weight_dtype
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.dtype == weight.dtype:
-            return F.linear(x, weight, bias)
+        direct = self._native_bfloat16 or x.dtype == torch.float32 or x.shape[0] <= _FEW_ROWS
+        if x.dtype != weight.dtype or not direct:
+            return self._widened_linear(x, weight, bias)
+        if x.shape[0] == 1 and bias is None:
+            return torch.mv(weight, x[0])[None]
+        return F.linear(x, weight, bias)
+
+    def _widened_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows, width = weight.shape
         step = max(1, _SLICE_ELEMENTS // width)
         out = x.new_empty(x.shape[0], num_rows)
-        wide = x.new_empty(min(step, num_rows), width)
+        wide = torch.empty(min(step, num_rows), width)
+        x = x.float()
         for start in range(0, num_rows, step):
             part = weight[start : start + step]
-            widened = wide[: part.shape[0]].copy_(part)
-            torch.mm(x, widened.t(), out=out[:, start : start + step])
+            out[:, start : start + step] = x @ wide[: part.shape[0]].copy_(part).t()
         return out if bias is None else out.add_(bias)
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if residual is not None:
+            x = x + residual
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps), x
 
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
     ) -> Tensor:
+        dtype = query.dtype if self._native_bfloat16 else torch.float32
         out = torch.empty_like(query)
         starts = step.cu_seqlens_q.tolist()
         for b, length in enumerate(step.seq_lens.tolist()):
             rows = slice(starts[b], starts[b + 1])
-            q = query[rows].transpose(0, 1)[None]  # [1, H, t, D]
+            q = query[rows].to(dtype).transpose(0, 1)[None]  # [1, H, t, D]
             k, v = (
-                x.to(query.dtype).transpose(0, 1)[None]  # [1, K, S, D]
+                x.to(dtype).transpose(0, 1)[None]  # [1, K, S, D]
                 for x in self.gather(pages, step.block_tables[b], length)
             )
             t = q.shape[2]

@@ -35,6 +35,7 @@ def test_linear(
     with_bias: bool,
 ) -> None:
     dtype = kernels.activation_dtype(weight_dtype)
+    assert dtype in (weight_dtype, torch.float32)
     x, weight = noise(tokens, width, dtype=dtype), noise(rows, width, dtype=weight_dtype)
     bias = noise(rows, dtype=weight_dtype) if with_bias else None
     expected = REFERENCE.linear(x.float(), weight, bias)
@@ -89,3 +90,18 @@ def test_paged_attention(
     actual = kernels.paged_attention(query, pages, step, dim**-0.5)
     assert expected.isfinite().all()
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_rms_norm(
+    kernels: CpuKernels, dtype: torch.dtype, tokens: int, with_residual: bool
+) -> None:
+    x, weight = noise(tokens, 63, dtype=dtype) * 5, noise(63, dtype=dtype)
+    residual = noise(tokens, 63, dtype=dtype) if with_residual else None
+    actual = kernels.rms_norm(x, weight, 1e-5, residual)
+    expected = REFERENCE.rms_norm(x, weight, 1e-5, residual)
+    # One rounding to bfloat16 more or less.
+    rtol = 1e-5 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=1e-6)

@@ -81,14 +81,14 @@ def test_all_cases_in_one_batch_twice(setting: str) -> None:
 
 
 def test_logits_of_a_16_bit_run_are_near(tmp_path: Path) -> None:
-    """bfloat16 weights as stored, float32 arithmetic: only the KV cache is rounded."""
+    """Weights, activations and cache in bfloat16: 8 bits of each number are kept."""
     for case in OWN_REFERENCE.cases:
         engine = load(OWN_REFERENCE.checkpoint(case, tmp_path), dtype="bfloat16")
         request = Request("x", tuple(case["input_ids"]), GREEDY, want_prompt_logits=True)
         logits = torch.cat(run(engine, [request])["x"][1])
         expected = OWN_REFERENCE.tensors[case["name"] + ".logits"]
-        # Logits have a standard deviation of 2.6; bfloat16 keeps 8 bits.
-        assert (logits[case["logits_positions"]] - expected).abs().mean() < 0.03
+        # A hundredth of the logits' standard deviation of 2.6, times a few layers of rounding.
+        assert (logits[case["logits_positions"]] - expected).abs().mean() < 0.1
 
 
 @pytest.mark.skipif(not BESIDE.exists(), reason="no reference data beside the checkout")
