@@ -81,6 +81,11 @@ class Engine:
         return self._runner.plan
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the KV cache."""
+        return self._runner.dtype
+
+    @property
     def max_model_len(self) -> int:
         return self._runner.plan.max_model_len
 

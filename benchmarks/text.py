@@ -1,0 +1,195 @@
+"""Speed of the text engine against what this machine can do at most, both measured in this run.
+
+    python benchmarks/text.py                                        # the demo model
+    python benchmarks/text.py --random-weights internlm2-chat-1.8b   # the real shapes
+
+Prints a card, one table of medians and, last, one line of JSON. A decode step must read every weight
+once (and the cache), so its limit is read bandwidth; a prefill must do two operations for each weight
+and token, so its limit is the rate of a large float32 or bfloat16 matrix product, whichever is higher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.shapes import SHAPES
+from shuzhai.config import DecoderConfig, EngineConfig, Environment, read_checkpoint_config
+from shuzhai.engine.engine import Engine
+from shuzhai.engine.request import Request, SamplingParams
+from shuzhai.hub.catalog import DEFAULT_MODEL
+from shuzhai.hub.progress import SilentProgress
+from shuzhai.hub.pull import resolve
+from shuzhai.hub.store import Store
+from shuzhai.models.decoder import decoder_shapes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at most, measured here and now."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the table. share: achieved / limit."""
+
+    name: str
+    tokens_per_s: float
+    bytes_per_token: float
+    limit_tokens_per_s: float
+
+    @property
+    def share(self) -> float:
+        return self.tokens_per_s / self.limit_tokens_per_s
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_limits() -> Limits:
+    data = torch.randn(2**27)  # 512 MiB: beyond any cache
+    read = data.numel() * 4 / median_seconds(lambda: data.sum(), 7)
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 2048).to(dtype)
+        b = torch.randn(4096, 2048).to(dtype)
+        rates.append(2 * 1024 * 2048 * 4096 / median_seconds(lambda a=a, b=b: a @ b.t(), 5))
+    return Limits(read, max(rates))
+
+
+class Bench:
+    """One engine, timed at three kinds of work."""
+
+    def __init__(self, engine: Engine, limits: Limits, repeats: int) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._repeats = repeats
+        self._count = 0
+        model = engine.model_config
+        element = engine.dtype.itemsize
+        # The embedding is looked up, not read through; a tied one is read as the head.
+        matrices = {k: torch.Size(s).numel() for k, s in decoder_shapes(model).items()}
+        if not model.tie_word_embeddings:
+            del matrices["embedding"]
+        self._parameters = sum(matrices.values())
+        self._weight_bytes = self._parameters * element
+        self.kv_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element
+
+    def _requests(self, count: int, prompt: int, output: int) -> list[Request]:
+        """Prompts that share no prefix with any before."""
+        vocab = self._engine.model_config.vocab_size
+        params = SamplingParams(temperature=0, max_tokens=output)
+        made = []
+        for _ in range(count):
+            self._count += 1
+            ids = ((self._count * 7919 + 31 * i * i) % (vocab - 10) + 5 for i in range(prompt))
+            made.append(Request(str(self._count), tuple(ids), params))
+        return made
+
+    def _run(self, requests: list[Request]) -> list[float]:
+        """Seconds of each step."""
+        for request in requests:
+            self._engine.check(request)
+            self._engine.add(request)
+        times = []
+        while self._engine.has_work:
+            start = time.perf_counter()
+            self._engine.step()
+            times.append(time.perf_counter() - start)
+        return times
+
+    def decode(self, streams: int, prompt: int = 64, output: int = 48) -> Result:
+        """Steady decode steps of so many streams: the last ones, when every stream has begun."""
+        steps: list[float] = []
+        for _ in range(self._repeats):
+            steps += self._run(self._requests(streams, prompt, output))[-(output // 2) :]
+        context = streams * (prompt + 3 * output // 4)
+        bytes_per_step = self._weight_bytes + context * self.kv_bytes
+        flops_per_step = 2 * self._parameters * streams
+        limit_seconds = max(
+            bytes_per_step / self._limits.read_bytes_per_s,
+            flops_per_step / self._limits.flops_per_s,
+        )
+        return Result(
+            f"decode, {streams} stream{'s' * (streams > 1)}",
+            streams / statistics.median(steps),
+            bytes_per_step / streams,
+            streams / limit_seconds,
+        )
+
+    def prefill(self, prompt: int) -> Result:
+        rates = []
+        for _ in range(self._repeats):
+            rates.append(prompt / sum(self._run(self._requests(1, prompt, 1))))
+        return Result(
+            f"prefill, {prompt} tokens",
+            statistics.median(rates),
+            self._weight_bytes / self._engine.config.max_num_batched_tokens,
+            self._limits.flops_per_s / (2 * self._parameters),
+        )
+
+
+def load(args: argparse.Namespace) -> tuple[str, Engine]:
+    config = EngineConfig(device="cpu", dtype=args.dtype, max_model_len=args.max_model_len)
+    if args.random_weights:
+        return f"random {args.random_weights}", Engine.load(
+            SHAPES[args.random_weights], config, None
+        )
+    folder = resolve(args.model, Store.at_home(Environment.read()), SilentProgress())
+    model: DecoderConfig = read_checkpoint_config(folder).decoder
+    return args.model, Engine.load(model, config, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a catalog name or a folder")
+    parser.add_argument("--random-weights", choices=sorted(SHAPES))
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float16"])
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+
+    limits = measure_limits()
+    name, engine = load(args)
+    bench = Bench(engine, limits, args.repeats)
+    print(f"model    {name}, {args.dtype}")
+    print(
+        f"machine  {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    print(f"memory   {engine.plan.line()}; {bench.kv_bytes:,} bytes of KV a token")
+    print(
+        f"limits   read {limits.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"matrix products {limits.flops_per_s / 1e9:.0f} GFLOP/s\n"
+    )
+    results = [bench.prefill(args.prompt)] + [bench.decode(n) for n in args.streams]
+    print(f"{'':24}{'tokens/s':>10}{'MB/token':>10}{'limit':>10}{'share':>8}")
+    for r in results:
+        print(
+            f"{r.name:24}{r.tokens_per_s:>10.1f}{r.bytes_per_token / 1e6:>10.2f}"
+            f"{r.limit_tokens_per_s:>10.1f}{r.share:>8.0%}"
+        )
+    record = {r.name: {"tokens_per_s": r.tokens_per_s, "share": r.share} for r in results}
+    print(json.dumps({"model": name, "dtype": args.dtype, **record}))
+
+
+if __name__ == "__main__":
+    main()
