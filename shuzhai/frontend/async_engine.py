@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class AsyncEngine:
 
     async def generate(
         self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of the n answers as they come; Delta.index tells them apart.
 
         Closing the generator aborts what is left and frees its blocks. Raises InvalidRequestError,
