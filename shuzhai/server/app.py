@@ -1,0 +1,201 @@
+"""The web application: routes over engines. It knows neither uvicorn nor the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from importlib.resources import files
+from typing import TypeVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from shuzhai.errors import ContextLengthError
+from shuzhai.frontend.outputs import Delta, EncodedPrompt
+from shuzhai.server.body import parse_object
+from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
+from shuzhai.server.errors import problem_of, without_secrets
+from shuzhai.server.registry import Registry, ServedModel
+from shuzhai.server.replies import ChatFormat, CompletionFormat, Json, without_answer
+from shuzhai.server.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from shuzhai.server.settings import ServerConfig
+from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_gone
+
+Ask = TypeVar("Ask", bound=GenerationRequest)
+
+_PARSE_IN_THREAD_BYTES = 64 * 2**10
+_PAGE_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def create_app(models: Sequence[ServedModel], config: ServerConfig | None = None) -> FastAPI:
+    """The whole HTTP side. Engines are made and shut down by the caller."""
+    config = config or ServerConfig()
+    app = FastAPI(
+        title="Shuzhai",
+        openapi_url=None,  # the interactive docs would load other people's code
+        redirect_slashes=False,
+    )
+    api = _Api(Registry(models))
+    app.add_route("/", _page_file("index.html"), methods=["GET"])
+    for name in _PAGE_TYPES:
+        app.add_route(f"/static/{name}", _page_file(name), methods=["GET"])
+    app.add_route("/health", api.health, methods=["GET"])
+    app.add_route("/v1/models", api.list_models, methods=["GET"])
+    app.add_route("/v1/models/{name:path}", api.show_model, methods=["GET"])
+    app.add_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
+    app.add_route("/v1/completions", api.completions, methods=["POST"])
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_middleware(Boundary, config=config)
+    return app
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    return error_response(problem_of(error))
+
+
+def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """A route that serves one file of the page, read once: no path of a request meets the disk."""
+    content = (files("shuzhai.server") / "static" / name).read_bytes()
+
+    async def serve(request: Request) -> Response:
+        return Response(
+            content, media_type=_PAGE_TYPES[name], headers={"cache-control": "no-cache"}
+        )
+
+    return serve
+
+
+class _Api:
+    """The endpoints."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def health(self, request: Request) -> Response:
+        """200 only if every engine thread lives."""
+        models = self._registry.models
+        for model in models:
+            if not model.engine.is_alive:
+                cause = without_secrets(model.engine.cause_of_death or "unknown")
+                body = {"status": "dead", "model": model.name, "cause": cause}
+                return JSONResponse(body, 503)
+        stats = [model.engine.stats() for model in models]
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": models[0].name,
+                "running": sum(s.num_running for s in stats),
+                "waiting": sum(s.num_waiting for s in stats),
+            }
+        )
+
+    async def list_models(self, request: Request) -> Response:
+        data = [_model_json(model) for model in self._registry.models]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def show_model(self, request: Request) -> Response:
+        return JSONResponse(_model_json(self._registry.find(request.path_params["name"])))
+
+    async def chat_completions(self, request: Request) -> Response:
+        ask = await _read(request, ChatRequest)
+
+        async def begin() -> Response:
+            model = self._registry.find(ask.model)
+            processor = model.engine.processor
+            params = ask.sampling(processor.default_sampling, processor.max_model_len)
+            prompt = await model.engine.encode_chat(ask.plain_messages())
+            salt = cache_salt(request.state.tenant, ask.cache_salt)
+            pieces = merge([model.engine.generate(prompt, params, cache_salt=salt)], params.n)
+            return await _begin(
+                ask, Answering(pieces, ChatFormat(ask.logprobs), model.name, params.n)
+            )
+
+        return await unless_gone(request.receive, begin())
+
+    async def completions(self, request: Request) -> Response:
+        ask = await _read(request, CompletionRequest)
+
+        async def begin() -> Response:
+            model = self._registry.find(ask.model)
+            processor = model.engine.processor
+            params = ask.sampling(processor.default_sampling, processor.max_model_len)
+            prompts = await _encode_all(model, ask)
+            salt = cache_salt(request.state.tenant, ask.cache_salt)
+            streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
+            pieces = merge(streams, params.n)
+            if ask.is_echo_only:
+                pieces = _without_answers(pieces)
+            wording = CompletionFormat(ask.logprobs, prompts if ask.echo else None, params.n)
+            try:
+                return await _begin(ask, Answering(pieces, wording, model.name, params.n))
+            except ContextLengthError as error:  # whoever found it thought of a chat
+                param = "prompt" if error.param == "messages" else error.param
+                raise ContextLengthError(str(error), param) from None
+
+        return await unless_gone(request.receive, begin())
+
+
+async def _read(request: Request, kind: type[Ask]) -> Ask:
+    """The checked body. A big one is read in a thread: others' streams must not wait for it."""
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if len(body) > _PARSE_IN_THREAD_BYTES:
+        return await asyncio.to_thread(_parse, body, kind)
+    return _parse(body, kind)
+
+
+def _parse(body: bytes, kind: type[Ask]) -> Ask:
+    return kind.parse(parse_object(body))
+
+
+async def _begin(ask: GenerationRequest, answering: Answering) -> Response:
+    await answering.start()
+    if not ask.stream:
+        return await answering.fold()
+    options = ask.stream_options
+    return EventStream(answering, include_usage=options is not None and options.include_usage)
+
+
+async def _encode_all(model: ServedModel, ask: CompletionRequest) -> list[EncodedPrompt]:
+    engine = model.engine
+    encoded = []
+    for prompt in await asyncio.to_thread(ask.prompts):
+        if isinstance(prompt, str):
+            encoded.append(await engine.encode_text(prompt))
+        else:
+            encoded.append(await asyncio.to_thread(engine.processor.encode_ids, prompt))
+    return encoded
+
+
+async def _without_answers(pieces: Pieces) -> AsyncGenerator[tuple[int, Delta], None]:
+    async with aclosing(pieces):
+        async for index, delta in pieces:
+            yield index, without_answer(delta)
+
+
+def cache_salt(tenant: bytes, wish: str) -> bytes:
+    """Prefixes are shared between requests of one API key and one wish, and with nobody else."""
+    if not tenant and not wish:
+        return b""
+    return hashlib.sha256(len(tenant).to_bytes(1) + tenant + wish.encode("utf-8")).digest()
+
+
+def _model_json(model: ServedModel) -> Json:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "shuzhai",
+        "max_model_len": model.engine.processor.max_model_len,
+    }

@@ -1,0 +1,137 @@
+"""An engine that is steered by hand: what it says, how fast, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shuzhai.engine.request import SamplingParams
+from shuzhai.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
+from shuzhai.frontend.outputs import Delta, EncodedPrompt, Logprob, Usage
+
+
+@dataclass(frozen=True)
+class FakeStats:
+    num_running: int
+    num_waiting: int = 0
+    num_blocks: int = 64
+    num_free_blocks: int = 64
+
+
+def logprob(text: str, value: float = -0.5, top: Sequence[Logprob] = ()) -> Logprob:
+    raw = text.encode()
+    return Logprob(raw[0] if raw else 0, text, raw, value, tuple(top))
+
+
+class FakeProcessor:
+    """A character is a token; a BOS comes first."""
+
+    max_model_len = 256
+    default_sampling = SamplingParams(temperature=0.7)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+        if not messages:
+            raise InvalidRequestError("messages is empty", param="messages")
+        for message in messages:
+            if set(message) != {"role", "content"} or not isinstance(message["content"], str):
+                raise InvalidRequestError(f"bad message {sorted(message)}", param="messages")
+        return self.encode_text("".join(f"[{m['role']}]{m['content']}" for m in messages))
+
+    def encode_text(self, text: str) -> EncodedPrompt:
+        if len(text) >= self.max_model_len:
+            raise ContextLengthError(f"{len(text)} tokens are too many")
+        return EncodedPrompt(text, [1, *(ord(char) for char in text)])
+
+    def encode_ids(self, ids: Sequence[int]) -> EncodedPrompt:
+        return EncodedPrompt("".join(map(chr, ids)), list(ids))
+
+
+class FakeEngine:
+    """Says `words`, `pause` seconds a token, until max_tokens.
+
+    fail_after   raises `failure` in the middle, after so many tokens
+    refuse       raised before the first piece
+    """
+
+    def __init__(self, words: str = "Hello, world") -> None:
+        self.processor = FakeProcessor()
+        self.words = words
+        self.pause = 0.0
+        self.first_pause = 0.0
+        self.fail_after: int | None = None
+        self.failure: Exception = EngineDeadError("boom at 0x7f00 in /secret/path.py")
+        self.refuse: Exception | None = None
+        self.cause_of_death: str | None = None
+        self.running = 0
+        self.num_started = 0
+        self.salts: list[bytes] = []
+        self.params: list[SamplingParams] = []
+        self.prompts: list[EncodedPrompt] = []
+        self.stopping = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.cause_of_death is None
+
+    def stats(self) -> FakeStats:
+        return FakeStats(self.running, num_free_blocks=64 - self.running)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+        return await asyncio.to_thread(self.processor.encode_chat, messages)
+
+    async def encode_text(self, text: str) -> EncodedPrompt:
+        return await asyncio.to_thread(self.processor.encode_text, text)
+
+    async def generate(
+        self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
+    ) -> AsyncIterator[Delta]:
+        if self.refuse is not None:
+            raise self.refuse
+        if self.stopping:
+            raise OverloadedError("the server is shutting down")
+        self.salts.append(cache_salt)
+        self.params.append(params)
+        self.prompts.append(prompt)
+        self.num_started += 1
+        self.running += 1
+        try:
+            await asyncio.sleep(self.first_pause)
+            length = min(len(self.words), params.max_tokens or len(self.words))
+            for place in range(length):
+                if place == self.fail_after:
+                    raise self.failure
+                for index in range(params.n):
+                    yield self._delta(prompt, params, index, place, length)
+                await asyncio.sleep(self.pause)
+        finally:
+            self.running -= 1
+
+    def _delta(
+        self, prompt: EncodedPrompt, params: SamplingParams, index: int, place: int, length: int
+    ) -> Delta:
+        word = self.words[place]
+        delta = Delta(
+            index, word, [ord(word)], Usage(len(prompt.token_ids), place + 1, cached_tokens=2)
+        )
+        if params.logprobs is not None:
+            top = [logprob(c, -1.0) for c in "abcdefghij"[: params.logprobs]]
+            delta = dataclasses.replace(delta, logprobs=[logprob(word, float("-inf"), top)])
+        if params.prompt_logprobs is not None and place == index == 0:
+            items = [logprob(chr(i), -2.0) for i in prompt.token_ids[1:]]
+            delta = dataclasses.replace(delta, prompt_logprobs=items)
+        if place == length - 1:
+            reason = "length" if length < len(self.words) else "stop"
+            delta = dataclasses.replace(delta, finish_reason=reason)
+        return delta
+
+    async def shutdown(self, drain_seconds: float = 0.0) -> None:
+        self.stopping = True
+        try:
+            async with asyncio.timeout(drain_seconds):
+                while self.running:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            return
