@@ -3,9 +3,10 @@
     python benchmarks/text.py                                        # the demo model
     python benchmarks/text.py --random-weights internlm2-chat-1.8b   # the real shapes
 
-Prints a card, one table of medians and, last, one line of JSON. A decode step must read every weight
-once (and the cache), so its limit is read bandwidth; a prefill must do two operations for each weight
-and token, so its limit is the rate of a large float32 or bfloat16 matrix product, whichever is higher.
+Prints a card, one table of medians and, last, one line of JSON. A decode step must read every
+weight once (and the cache), so its limit is read bandwidth; a prefill must do two operations for
+each weight and token, so its limit is the rate of a large float32 or bfloat16 matrix product,
+whichever is higher.
 """
 
 from __future__ import annotations

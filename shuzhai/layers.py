@@ -53,12 +53,13 @@ class Rotary:
         self._inv_freq = 1.0 / self._base ** (self._exponents / self._dim)  # [D/2]
 
     def __call__(self, step: StepInput) -> tuple[Tensor, Tensor]:
-        """cos and sin of the step's tokens, [T, D/2] float32 each."""
+        """cos and sin of the step's tokens, [T, 1, D] float32, in the form of Kernels.rotary."""
         inv_freq = self._inv_freq[None]
         if step.rope_lengths is not None:
             inv_freq = self._stretched(step.rope_lengths)
         angles = (step.positions.float() / self._divisor)[:, None] * inv_freq
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
     def _stretched(self, lengths: Tensor) -> Tensor:
         """Inverse frequencies [T, D/2] for sequences of these lengths [T]."""

@@ -31,15 +31,17 @@ class Kernels:
         if residual is not None:
             x = x + residual
         x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        return weight.to(x.dtype) * (x32 * scale).to(x.dtype), x
+        scale = x32.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return (x32 * scale).mul_(weight).to(x.dtype), x
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate the halves of each head: x [T, H, D], cos and sin [T, D/2] float32."""
-        first, second = x.float().chunk(2, dim=-1)
-        cos, sin = cos[:, None], sin[:, None]
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return rotated.to(x.dtype)
+        """Rotate the halves of each head: x [T, H, D]; cos and sin [T, 1, D] float32.
+
+        Both halves of cos are alike, the first half of sin is negated: halves a, b become
+        a cos - b sin, b cos + a sin.
+        """
+        x32 = x.float()
+        return torch.addcmul(x32 * cos, x32.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up for gate_up [T, 2n], gate first -> [T, n]."""
@@ -48,8 +50,8 @@ class Kernels:
 
     def store_kv(self, keys: Tensor, values: Tensor, pages: KVPages, slots: Tensor) -> None:
         """Write keys and values [T, K, D] to their slots [T] of the pages."""
-        pages.keys.flatten(0, 1)[slots] = keys.to(pages.keys.dtype)
-        pages.values.flatten(0, 1)[slots] = values.to(pages.values.dtype)
+        for new, stored in ((keys, pages.keys), (values, pages.values)):
+            stored.flatten(0, 1).index_copy_(0, slots, new.to(stored.dtype))
 
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float

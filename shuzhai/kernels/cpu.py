@@ -52,13 +52,6 @@ class CpuKernels(Kernels):
             out[:, start : start + step] = x @ wide[: part.shape[0]].copy_(part).t()
         return out if bias is None else out.add_(bias)
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if residual is not None:
-            x = x + residual
-        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps), x
-
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
     ) -> Tensor:
@@ -84,3 +77,12 @@ class CpuKernels(Kernels):
                 enable_gqa=True,
             )[0].transpose(0, 1)
         return out
+
+    def gather(self, pages: KVPages, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """No copy where the pages lie one after the other, as those of a single chat mostly do."""
+        used = block_table[: -(-length // pages.keys.shape[1])].tolist()
+        first, end = used[0], used[0] + len(used)
+        if used != list(range(first, end)):
+            return super().gather(pages, block_table, length)
+        keys, values = pages.keys[first:end], pages.values[first:end]
+        return keys.flatten(0, 1)[:length], values.flatten(0, 1)[:length]

@@ -47,14 +47,21 @@ def test_linear(
 
 
 def paged(
-    chunks: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, page_size: int
+    chunks: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    page_size: int,
+    in_order: bool,
 ) -> tuple[torch.Tensor, KVPages, StepInput]:
-    """Sequences of (new tokens, length) over shuffled pages; unused slots are NaN."""
+    """Sequences of (new tokens, length) over pages, shuffled or not; unused slots are NaN."""
     num_pages = [-(-length // page_size) for _, length in chunks]
     total = sum(num_pages) + 3
     shape = (total, page_size, kv_heads, dim)
     pages = KVPages(torch.full(shape, float("nan")), torch.full(shape, float("nan")))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
+    if in_order:
+        order.sort()
     tables = torch.zeros(len(chunks), max(num_pages), dtype=torch.int32)
     starts = [0]
     for b, (new, length) in enumerate(chunks):
@@ -81,27 +88,31 @@ def paged(
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 3, 10), (7, 1, 64)])
 @pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("in_order", [False, True])
 def test_paged_attention(
-    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, page_size: int
+    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, page_size: int, in_order: bool
 ) -> None:
     chunks = [(n, n) for n in SIZES] + [(1, n) for n in SIZES] + [(7, 130), (63, 64)]
-    query, pages, step = paged(chunks, heads, kv_heads, dim, page_size)
+    query, pages, step = paged(chunks, heads, kv_heads, dim, page_size, in_order)
     expected = REFERENCE.paged_attention(query, pages, step, dim**-0.5)
     actual = kernels.paged_attention(query, pages, step, dim**-0.5)
     assert expected.isfinite().all()
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", SIZES)
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_rms_norm(
-    kernels: CpuKernels, dtype: torch.dtype, tokens: int, with_residual: bool
-) -> None:
-    x, weight = noise(tokens, 63, dtype=dtype) * 5, noise(63, dtype=dtype)
-    residual = noise(tokens, 63, dtype=dtype) if with_residual else None
-    actual = kernels.rms_norm(x, weight, 1e-5, residual)
-    expected = REFERENCE.rms_norm(x, weight, 1e-5, residual)
-    # One rounding to bfloat16 more or less.
-    rtol = 1e-5 if dtype == torch.float32 else 2**-6
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=1e-6)
+def test_the_reference_rotates_as_complex_numbers_do(tokens: int) -> None:
+    x, angles = noise(tokens, 3, 10), noise(tokens, 5)
+    cos, sin = angles.cos(), angles.sin()
+    turned = REFERENCE.rotary(
+        x, torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+    )
+    expected = torch.complex(x[..., :5], x[..., 5:]) * torch.polar(torch.ones(()), angles)[:, None]
+    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1))
+
+
+def test_the_reference_norm_has_unit_root_mean_square() -> None:
+    x, residual = noise(7, 63) * 5, noise(7, 63)
+    normed, total = REFERENCE.rms_norm(x, torch.full((63,), 2.0), 0.0, residual)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(normed, 2 * total / total.square().mean(-1, keepdim=True).sqrt())
