@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class AsyncEngine:
         self._accepting = True
         self._stopping = False
         self._cause_of_death: str | None = None
+        self._step_began: float | None = None
         self._pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-encode")
         self._thread = threading.Thread(target=self._run, name="shuzhai-engine", daemon=True)
         self._thread.start()
@@ -86,6 +88,12 @@ class AsyncEngine:
     def cause_of_death(self) -> str | None:
         """Why the engine thread ended, if it did so by itself."""
         return self._cause_of_death
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step that runs now has taken; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def plan_line(self) -> str:
@@ -181,7 +189,10 @@ class AsyncEngine:
             while not self._stopping:
                 self._obey()
                 if self._engine.has_work:
-                    self._deliver(self._engine.step())
+                    self._step_began = time.monotonic()
+                    outputs = self._engine.step()
+                    self._step_began = None
+                    self._deliver(outputs)
         # Whatever goes wrong in the engine must reach everybody who waits for it.
         except Exception as error:
             self._cause_of_death = f"{type(error).__name__}: {error}"

@@ -119,7 +119,7 @@ def _read_message(index: int, message: Any) -> Message:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise _bad(f"{where} must be an object with role and content")
-    if unknown := set(message) - {"role", "content", "name"}:
+    if unknown := set(message) - {"role", "content"}:
         raise _bad(f"{where}: {sorted(map(str, unknown))[0]!r} is not supported")
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:

@@ -28,6 +28,8 @@ from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_
 Ask = TypeVar("Ask", bound=GenerationRequest)
 
 _PARSE_IN_THREAD_BYTES = 64 * 2**10
+# A step has a bounded number of tokens: even a slow CPU is through in a fraction of this.
+_STUCK_SECONDS = 180.0
 _PAGE_TYPES = {
     "index.html": "text/html; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
@@ -81,13 +83,16 @@ class _Api:
         self._registry = registry
 
     async def health(self, request: Request) -> Response:
-        """200 only if every engine thread lives."""
+        """200 only if every engine thread lives and gets on with its steps."""
         models = self._registry.models
         for model in models:
-            if not model.engine.is_alive:
-                cause = without_secrets(model.engine.cause_of_death or "unknown")
-                body = {"status": "dead", "model": model.name, "cause": cause}
-                return JSONResponse(body, 503)
+            status, cause = "dead", model.engine.cause_of_death or "unknown"
+            if model.engine.is_alive:
+                status, cause = "stuck", f"a step has taken {model.engine.step_seconds:.0f} s"
+                if model.engine.step_seconds < _STUCK_SECONDS:
+                    continue
+            body = {"status": status, "model": model.name, "cause": without_secrets(cause)}
+            return JSONResponse(body, 503)
         stats = [model.engine.stats() for model in models]
         return JSONResponse(
             {

@@ -81,6 +81,7 @@ def test_parts_of_text_are_joined() -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "text only"),
         ([{"role": "user", "content": "x", "tool_calls": []}], "tool_calls"),
+        ([{"role": "user", "content": "x", "name": "Ann"}], "name"),
     ],
 )
 def test_bad_messages_are_named(messages: object, named: str) -> None:

@@ -65,6 +65,7 @@ class FakeEngine:
         self.failure: Exception = EngineDeadError("boom at 0x7f00 in /secret/path.py")
         self.refuse: Exception | None = None
         self.cause_of_death: str | None = None
+        self.step_seconds = 0.0
         self.running = 0
         self.num_started = 0
         self.salts: list[bytes] = []

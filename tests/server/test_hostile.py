@@ -215,6 +215,15 @@ def test_overload_is_429(live: Live, engine: FakeEngine) -> None:
     engine.refuse = None
 
 
+def test_a_stuck_engine_is_not_called_healthy(engine: FakeEngine) -> None:
+    with live_server([engine]) as live:
+        engine.step_seconds = 600.0
+        status, _, body = live.ask("GET", "/health")
+        assert (status, json.loads(body)["status"]) == (503, "stuck")
+        engine.step_seconds = 3.0
+        assert live.ask("GET", "/health")[0] == 200
+
+
 def test_a_dead_engine(engine: FakeEngine) -> None:
     with live_server([engine]) as live:
         assert live.ask("GET", "/health")[0] == 200
