@@ -21,7 +21,6 @@ SHAPES = {
         attention_bias=False,
         tie_word_embeddings=False,
         dtype="bfloat16",
-        bos_id=1,
         stop_ids=(2, 92542),
     ),
 }

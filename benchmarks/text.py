@@ -1,7 +1,7 @@
 """Speed of the text engine against what this machine can do at most, both measured in this run.
 
-    python benchmarks/text.py                                        # the demo model
-    python benchmarks/text.py --random-weights internlm2-chat-1.8b   # the real shapes
+    python -m benchmarks.text                                        # the demo model
+    python -m benchmarks.text --random-weights internlm2-chat-1.8b   # the real shapes
 
 Prints a card, one table of medians and, last, one line of JSON. A decode step must read every
 weight once (and the cache), so its limit is read bandwidth; a prefill must do two operations for

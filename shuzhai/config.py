@@ -29,8 +29,7 @@ class Environment:
     hf_endpoint          HF_ENDPOINT: a mirror of huggingface.co
     modelscope_endpoint  MODELSCOPE_ENDPOINT: a mirror of modelscope.cn
     index_url            PIP_INDEX_URL, UV_DEFAULT_INDEX or UV_INDEX_URL: a mirror of PyPI
-    in_ssh               SSH_CONNECTION is set: the user's browser is on another machine
-    ssh_connection       its value: the client's address and port, then this machine's
+    ssh_connection       SSH_CONNECTION: the client's address and port, then this machine's
     user                 USER or LOGNAME
     language             of the terminal, by LC_ALL, LC_MESSAGES or LANG: Chinese or else English
     """
@@ -40,23 +39,26 @@ class Environment:
     hf_endpoint: str | None
     modelscope_endpoint: str | None
     index_url: str | None
-    in_ssh: bool
     ssh_connection: str = ""
     user: str = ""
     language: Language = "en"
+
+    @property
+    def in_ssh(self) -> bool:
+        """The user's browser is on another machine."""
+        return bool(self.ssh_connection)
 
     @classmethod
     def read(cls, env: Mapping[str, str] = os.environ) -> Environment:
         locale = env.get("LC_ALL") or env.get("LC_MESSAGES") or env.get("LANG") or ""
         return cls(
-            home=Path(env.get("SHUZHAI_HOME") or Path.home() / ".shuzhai"),
+            home=Path(env.get("SHUZHAI_HOME") or "~/.shuzhai").expanduser(),
             api_key=env.get("SHUZHAI_API_KEY") or None,
             hf_endpoint=env.get("HF_ENDPOINT") or None,
             modelscope_endpoint=env.get("MODELSCOPE_ENDPOINT") or None,
             index_url=env.get("PIP_INDEX_URL")
             or env.get("UV_DEFAULT_INDEX")
             or env.get("UV_INDEX_URL"),
-            in_ssh="SSH_CONNECTION" in env,
             ssh_connection=env.get("SSH_CONNECTION", ""),
             user=env.get("USER") or env.get("LOGNAME") or "",
             language="zh" if locale.lower().startswith("zh") else "en",
@@ -66,11 +68,11 @@ class Environment:
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
-def parse_bytes(text: str | int, name: str = "memory") -> int:
-    """`8GiB`, `500MB` or a plain number of bytes, as an int."""
+def parse_bytes(text: str | int) -> int:
+    """`8GiB`, `500MB` or a plain number of bytes, as an int; ConfigError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)?", str(text).strip().lower())
     if match is None:
-        raise ConfigError(f"{name} must be a size such as 8GiB, 500MB or bytes, not {text!r}")
+        raise ConfigError(f"memory must be a size such as 8GiB, 500MB or bytes, not {text!r}")
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
@@ -161,7 +163,6 @@ class DecoderConfig:
     attention_bias: bool
     tie_word_embeddings: bool
     dtype: str
-    bos_id: int | None
     stop_ids: tuple[int, ...]
 
 
@@ -181,19 +182,17 @@ class CheckpointConfig:
 # Keys that do not change what is computed here: notes, training, the publisher's own code.
 _HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
-    add_cross_attention architectures attention_dropout attn_implementation auto_map
-    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_range
-    is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
-    top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16
-    use_cache
+    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config
+    _name_or_path add_cross_attention architectures attention_dropout attn_implementation
+    auto_map bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping finetuning_task
+    generation_config hidden_dropout_prob id2label initializer_range is_decoder
+    is_encoder_decoder label2id length_penalty max_length max_new_tokens min_length model_type
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
+    prefix problem_type remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    unk_token_id use_bfloat16 use_cache
     """.split()
 )
 
@@ -209,6 +208,9 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0,),
     "is_llama_config": (True,),
     "rope_interleaved": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "typical_p": (1.0,),
 }
 
 _ARCHITECTURES = {"InternLM2ForCausalLM": "internlm2", "LlamaForCausalLM": "llama"}
@@ -276,31 +278,38 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
     """Read and check the configs of a checkpoint folder; CheckpointError names what is wrong."""
     path = folder / "config.json"
     data = read_json(path)
-    architecture = (data.get("architectures") or [None])[0]
-    if architecture not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"{path}: architecture {architecture!r} is not implemented; "
-            f"known are {', '.join(_ARCHITECTURES)}"
-        )
-    generation_path = folder / "generation_config.json"
-    generation = read_json(generation_path) if generation_path.exists() else {}
     reader = _Reader(data, path)
+    listed = reader.take("architectures", list, [])
+    known = [name for name in listed if isinstance(name, str) and name in _ARCHITECTURES]
+    if not known:
+        raise reader.fail(
+            f"architectures {listed} are not implemented; known are {', '.join(_ARCHITECTURES)}"
+        )
+    stop_ids, sampling = _read_generation(folder / "generation_config.json")
     template = reader.take("template", str, None)
-    decoder = _read_decoder(reader, data, _ARCHITECTURES[architecture], generation, generation_path)
+    decoder = _read_decoder(reader, data, _ARCHITECTURES[known[0]], stop_ids)
     reader.finish()
-    names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    sampling = {k: generation[k] for k in names if generation.get(k) is not None}
-    if generation.get("do_sample") is False:
-        sampling["temperature"] = 0.0
     return CheckpointConfig(decoder, template, sampling)
 
 
+def _read_generation(path: Path) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Stop ids and recommended sampling; nothing where there is no such file."""
+    reader = _Reader(read_json(path) if path.exists() else {}, path)
+    stop_ids = reader.ids("eos_token_id")
+    sampling: dict[str, float] = {}
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        if (value := reader.take(name, float, None)) is not None:
+            sampling[name] = value
+    if (top_k := reader.take("top_k", int, None)) is not None:
+        sampling["top_k"] = top_k
+    if reader.take("do_sample", bool, None) is False:
+        sampling["temperature"] = 0.0
+    reader.finish()
+    return stop_ids, sampling
+
+
 def _read_decoder(
-    reader: _Reader,
-    data: Mapping[str, Any],
-    layout: str,
-    generation: Mapping[str, Any],
-    generation_path: Path,
+    reader: _Reader, data: Mapping[str, Any], layout: str, stop_ids: tuple[int, ...]
 ) -> DecoderConfig:
     heads = reader.positive("num_attention_heads")
     hidden = reader.positive("hidden_size")
@@ -310,14 +319,16 @@ def _read_decoder(
         raise reader.fail(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
     if head_dim % 2 or ("head_dim" not in data and hidden % heads):
         raise reader.fail(f"hidden_size {hidden} does not divide into {heads} even heads")
-    stop_ids = reader.ids("eos_token_id")
-    stop_ids = _Reader(generation, generation_path).ids("eos_token_id") or stop_ids
-    bos_ids = reader.ids("bos_token_id")
+    own_stop_ids = reader.ids("eos_token_id")
+    stop_ids = stop_ids or own_stop_ids
+    vocab_size = reader.positive("vocab_size")
+    if any(i >= vocab_size for i in stop_ids):
+        raise reader.fail(f"eos_token_id {stop_ids} is outside of the vocabulary of {vocab_size}")
     bias_key = "bias" if layout == "internlm2" else "attention_bias"
     theta = reader.positive("rope_theta", float, 10000.0)
     return DecoderConfig(
         layout=layout,
-        vocab_size=reader.positive("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=reader.positive("intermediate_size"),
         num_layers=reader.positive("num_hidden_layers"),
@@ -331,7 +342,6 @@ def _read_decoder(
         attention_bias=reader.take(bias_key, bool, False),
         tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
         dtype=data.get("torch_dtype") or data.get("dtype") or "bfloat16",
-        bos_id=bos_ids[0] if bos_ids else None,
         stop_ids=stop_ids,
     )
 

@@ -7,6 +7,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, overload
 
@@ -238,4 +239,4 @@ def _is_single(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
     """A list whose first item is an id is one prompt of ids."""
     if isinstance(prompts, (str, EncodedPrompt)):
         return True
-    return len(prompts) > 0 and isinstance(prompts[0], int)
+    return len(prompts) > 0 and isinstance(prompts[0], Integral)

@@ -36,9 +36,7 @@ class EngineStats:
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
-    num_prompt_tokens: int
     num_cached_prompt_tokens: int
-    num_generated_tokens: int
     num_preemptions: int
 
 
@@ -61,9 +59,7 @@ class Engine:
         self._rope_limit = model.max_position_embeddings if dynamic else None
         self._batches = BatchBuilder(runner.plan.block_size, self._rope_limit, runner.device)
         self._sequences: dict[str, Sequence] = {}
-        self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
-        self._num_generated_tokens = 0
 
     @classmethod
     def load(
@@ -99,13 +95,19 @@ class Engine:
         if count == 0:
             raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
         params, vocab = request.params, self.model_config.vocab_size
-        wanted = 0 if request.want_prompt_logits else params.max_tokens or 1
+        wanted = 0 if request.want_prompt_logits else max(params.max_tokens or 1, params.min_tokens)
         if count + wanted > limit:
+            room = limit - count
             raise ContextLengthError(
                 f"{count} tokens of prompt and {wanted} of answer are more than the context of "
-                f"{limit} tokens; shorten the prompt, lower max_tokens to {max(0, limit - count)}, "
-                "or start with more memory or a larger max_model_len",
-                param="messages" if count >= limit else "max_tokens",
+                f"{limit} tokens; "
+                + (f"ask for at most {room}, or " if room > 0 else "")
+                + "shorten the prompt, or give the model more memory or a larger max_model_len",
+                param="messages"
+                if room <= 0
+                else "max_tokens"
+                if params.max_tokens
+                else "min_tokens",
             )
         for name, ids in (
             ("prompt", request.token_ids),
@@ -158,9 +160,7 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_blocks=self._scheduler.pool.num_blocks,
             num_free_blocks=self._scheduler.pool.num_free,
-            num_prompt_tokens=self._num_prompt_tokens,
             num_cached_prompt_tokens=self._num_cached_tokens,
-            num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self._scheduler.num_preemptions,
         )
 
@@ -212,11 +212,8 @@ class Engine:
         request = sequence.request
         prompt_logprobs, prompt_logits = prompt or ((), None)
         cached = sequence.num_cached_tokens or 0
-        if token is not None:
-            self._num_generated_tokens += 1
-            if sequence.num_output_tokens == 1:
-                self._num_prompt_tokens += sequence.num_prompt_tokens
-                self._num_cached_tokens += cached
+        if token is not None and sequence.num_output_tokens == 1:
+            self._num_cached_tokens += cached
         if reason is not None:
             del self._sequences[request.id]
         return StepOutput(

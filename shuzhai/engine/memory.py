@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shuzhai.config import DecoderConfig, EngineConfig, parse_bytes
-from shuzhai.errors import MemoryBudgetError
+from shuzhai.errors import ConfigError, MemoryBudgetError
 
 # With memory = "auto": leave room for the rest of the machine, and take no more for cached chats
 # than what helps.
@@ -52,9 +52,10 @@ def plan_memory(
     available_bytes: int,
     weight_bytes: int,
     kv_element_bytes: int,
-    activation_bytes: int = 4,
+    activation_bytes: int,
 ) -> MemoryPlan:
-    """Share out the memory. MemoryBudgetError says what would fit when the model does not.
+    """Share out the memory. MemoryBudgetError says what would fit when the model does not,
+    ConfigError what the model's positions allow.
 
     available_bytes     what the device has free now, before the weights are loaded
     kv_element_bytes    of one number in the KV cache; activation_bytes of one activation
@@ -64,16 +65,23 @@ def plan_memory(
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * kv_element_bytes
     block_bytes = per_token * config.block_size
     workspace = workspace_bytes(model, config, activation_bytes)
-    limit = config.max_model_len or context_limit(model)
-
+    limit = context_limit(model)
+    if config.max_model_len is not None:
+        if config.max_model_len > limit:
+            raise ConfigError(f"max_model_len {config.max_model_len} is beyond the model's {limit}")
+        limit = config.max_model_len
+    room = max(0, budget - weight_bytes - workspace)
     if config.num_blocks is not None:
         num_blocks = config.num_blocks
+        if num_blocks * block_bytes > room:
+            raise MemoryBudgetError(
+                f"num_blocks {num_blocks} are more than fit; at most {room // block_bytes} do"
+            )
     else:
-        room = budget - weight_bytes - workspace
         if not explicit:
             room = min(room, _AUTO_KV_BYTES)
         tokens = max(limit, config.max_num_seqs * min(limit, _AUTO_TOKENS_PER_SEQ))
-        num_blocks = min(-(-tokens // config.block_size), max(0, room // block_bytes))
+        num_blocks = min(-(-tokens // config.block_size), room // block_bytes)
 
     capacity = num_blocks * config.block_size
     needed = config.max_model_len or min(limit, config.block_size)

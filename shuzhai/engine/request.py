@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from shuzhai.errors import InvalidRequestError
@@ -107,12 +106,13 @@ class SamplingParams:
             self.repetition_penalty,
         )
         _check(
-            len(self.logit_bias) <= MAX_LOGIT_BIAS
+            isinstance(self.logit_bias, Mapping)
+            and len(self.logit_bias) <= MAX_LOGIT_BIAS
             and all(_is_int(k) and k >= 0 for k in self.logit_bias)
             and all(_is_number(v) and abs(v) <= 100 for v in self.logit_bias.values()),
             "logit_bias",
             f"at most {MAX_LOGIT_BIAS} token ids with numbers from -100 to 100",
-            dict(islice(self.logit_bias.items(), 4)),
+            str(self.logit_bias)[:80],
         )
         _check(
             self.seed is None or (_is_int(self.seed) and -(2**63) <= self.seed < 2**63),
@@ -145,6 +145,9 @@ class SamplingParams:
             "from 0 to max_tokens",
             self.min_tokens,
         )
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            _check(isinstance(value, Sequence), name, "a list", value)
         stops = self.stop_strings
         _check(len(stops) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} strings", len(stops))
         _check(all(isinstance(s, str) and s for s in stops), "stop", "non-empty strings", stops)
@@ -162,7 +165,6 @@ class FinishReason(Enum):
 
     STOP = "stop"
     LENGTH = "length"
-    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True)

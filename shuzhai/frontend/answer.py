@@ -21,7 +21,6 @@ class Answer:
     """
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
-        self.request_id = request.id
         self.stopped_early = False
         self._index = index
         self._params = request.params

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -195,6 +196,7 @@ class AsyncEngine:
                     self._deliver(outputs)
         # Whatever goes wrong in the engine must reach everybody who waits for it.
         except Exception as error:
+            logging.getLogger(__name__).exception("the engine has stopped")
             self._cause_of_death = f"{type(error).__name__}: {error}"
         finally:
             self._bury()

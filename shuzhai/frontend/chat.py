@@ -46,20 +46,20 @@ class ChatTemplate:
     default_system: str = ""
     sampling: Mapping[str, float] = field(default_factory=dict)
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """CheckpointError unless the tokenizer has the template's special tokens."""
-        for name in (self.start, self.end):
-            if tokenizer.token_id(name) is None:
-                raise CheckpointError(
-                    f"chat template {self.name} needs the token {name}, which the tokenizer lacks"
-                )
+    def marker_ids(self, tokenizer: Tokenizer) -> tuple[int, int]:
+        """The ids that begin and end a turn; CheckpointError if the tokenizer lacks them."""
+        start, end = tokenizer.token_id(self.start), tokenizer.token_id(self.end)
+        if start is None or end is None:
+            raise CheckpointError(
+                f"chat template {self.name} needs the tokens {self.start} and {self.end}, "
+                "which the tokenizer lacks"
+            )
+        return start, end
 
     def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> EncodedPrompt:
         """The prompt that asks for the next assistant turn."""
-        start, end = tokenizer.token_id(self.start), tokenizer.token_id(self.end)
-        assert start is not None, "check() was called"
-        assert end is not None, "check() was called"
-        ids = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+        start, end = self.marker_ids(tokenizer)
+        ids = tokenizer.prefix_ids
         text = ""
         for message in self._with_system(messages):
             body = f"{message.role}\n{message.content}"
@@ -102,7 +102,6 @@ def choose_template(name: str | None, layout: str, tokenizer: Tokenizer) -> Chat
             raise ConfigError(
                 f"chat template {name!r} is unknown; known are {', '.join(TEMPLATES)}"
             )
-        TEMPLATES[name].check(tokenizer)
         return TEMPLATES[name]
     usual = TEMPLATES["internlm2-chat" if layout == "internlm2" else "chatml"]
     return usual if tokenizer.token_id(usual.start) is not None else None

@@ -9,7 +9,6 @@ from pathlib import Path
 from shuzhai.config import EngineConfig, Environment, read_checkpoint_config
 from shuzhai.engine.engine import Engine
 from shuzhai.frontend.processor import Processor
-from shuzhai.hub.catalog import find
 from shuzhai.hub.progress import Progress, SilentProgress
 from shuzhai.hub.pull import resolve
 from shuzhai.hub.store import Store
@@ -41,6 +40,4 @@ def load_model(
     checkpoint = read_checkpoint_config(folder)
     engine = Engine.load(checkpoint.decoder, config, folder, load_progress)
     processor = Processor.load(folder, checkpoint, engine.max_model_len, chat_template)
-    local = folder.resolve().name
-    name = local if folder == Path(model) else find(str(model)).name
-    return LoadedModel(name, engine, processor)
+    return LoadedModel(folder.resolve().name, engine, processor)

@@ -51,7 +51,8 @@ class Delta:
 
     text may be empty (a character or a possible stop string is not complete yet); token_ids and
     logprobs belong to the tokens that arrived, not to the characters. prompt_logprobs come with
-    the first piece. usage counts up to and including this piece.
+    answer 0, over several pieces if the prompt was run in chunks. usage counts up to and including
+    this piece.
     """
 
     index: int

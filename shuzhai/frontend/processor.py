@@ -1,4 +1,4 @@
-"""Between words and the engine: prompts to requests, step outputs to pieces of text.
+"""Between words and the engine: messages and texts to prompts, prompts to requests.
 
 A Processor keeps no state of any request; threads may share it. It never runs the engine.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from shuzhai.config import CheckpointConfig
 from shuzhai.engine.request import Request, SamplingParams
-from shuzhai.errors import ContextLengthError, InvalidRequestError
+from shuzhai.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from shuzhai.frontend.chat import ChatTemplate, choose_template, read_messages
 from shuzhai.frontend.outputs import EncodedPrompt
 from shuzhai.frontend.tokenizer import Tokenizer, load_tokenizer
@@ -38,8 +39,8 @@ class Processor:
         self.template = template
         self.default_sampling = default_sampling
         self.max_model_len = max_model_len
-        end = tokenizer.token_id(template.end) if template else None
-        self._stop_ids = frozenset(stop_ids) | ({end} if end is not None else set())
+        end = {template.marker_ids(tokenizer)[1]} if template else set()
+        self._stop_ids = frozenset(stop_ids) | end
 
     @classmethod
     def load(
@@ -54,12 +55,21 @@ class Processor:
         template = choose_template(
             chat_template or config.template, config.decoder.layout, tokenizer
         )
+        vocab_size = config.decoder.vocab_size
+        if template and max(template.marker_ids(tokenizer)) >= vocab_size:
+            raise CheckpointError(
+                f"{folder}: the tokenizer's chat markers are beyond the model's {vocab_size} tokens"
+            )
         recommended = {**(template.sampling if template else {}), **config.sampling}
+        try:
+            default_sampling = SamplingParams(**recommended)
+        except InvalidRequestError as error:
+            raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
         return cls(
             tokenizer,
             template,
             stop_ids=config.decoder.stop_ids,
-            default_sampling=SamplingParams(**recommended),
+            default_sampling=default_sampling,
             max_model_len=max_model_len,
         )
 
@@ -77,15 +87,14 @@ class Processor:
     def encode_text(self, text: str) -> EncodedPrompt:
         """A plain text to be continued. It is never parsed for special tokens."""
         self._check_size(len(text), "prompt")
-        tokenizer = self.tokenizer
-        bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-        return EncodedPrompt(text, bos + tokenizer.encode_text(text))
+        return EncodedPrompt(text, self.tokenizer.prefix_ids + self.tokenizer.encode_text(text))
 
     def encode_ids(self, ids: Sequence[int]) -> EncodedPrompt:
         """Ids as they are; nothing is added."""
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
             raise InvalidRequestError("a prompt of token ids must hold whole numbers", "prompt")
-        return EncodedPrompt(self.tokenizer.decode(ids, skip_special=False), list(ids))
+        plain = [int(i) for i in ids]
+        return EncodedPrompt(self.tokenizer.decode(plain, skip_special=False), plain)
 
     def requests(
         self,

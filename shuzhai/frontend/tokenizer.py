@@ -77,6 +77,11 @@ class Tokenizer(ABC):
         self.add_bos = add_bos and self.bos_id is not None
         self.max_piece_bytes = max(map(len, self._pieces.values()))
 
+    @property
+    def prefix_ids(self) -> list[int]:
+        """What the model expects in front of every prompt: its BOS, or nothing."""
+        return [self.bos_id] if self.add_bos and self.bos_id is not None else []
+
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
         """Ids of text by the vocabulary alone; added tokens are not looked for."""
@@ -237,6 +242,8 @@ def _read_settings(folder: Path) -> TokenizerSettings:
         )
         bos = config.get("bos_token")
         bos = bos["content"] if isinstance(bos, dict) else bos
+        if not all(isinstance(text, str) for text in (bos or "", *(t.text for t in added + more))):
+            raise TypeError("a token is no text")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: tokenizer_config.json cannot be understood") from error
     return TokenizerSettings(_merge_added(added, more, folder), bos, config.get("add_bos_token"))

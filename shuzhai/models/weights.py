@@ -30,12 +30,6 @@ class Placement:
     reorder: Callable[[Tensor], Tensor] | None = None
 
 
-def decoder_names(config: DecoderConfig, prefix: str = "") -> dict[str, Placement]:
-    """Where each tensor of a checkpoint goes, by its name there."""
-    build = _internlm2_names if config.layout == "internlm2" else _llama_names
-    return {prefix + name: placement for name, placement in build(config).items()}
-
-
 def _internlm2_names(config: DecoderConfig) -> dict[str, Placement]:
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     wide = config.intermediate_size
@@ -116,7 +110,8 @@ def load_decoder(
     progress is called with the bytes placed so far. CheckpointError names the tensor that is
     missing, left over, of a wrong shape or of a type that is not implemented.
     """
-    names = decoder_names(config)
+    build = _internlm2_names if config.layout == "internlm2" else _llama_names
+    names = build(config)  # where each tensor goes, by its name in the checkpoint
     weights = {
         name: torch.empty(shape, dtype=dtype, device=device)
         for name, shape in decoder_shapes(config).items()
@@ -210,10 +205,10 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def random_decoder(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device, seed: int = 0
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Weights of the right shapes for measuring speed: one block of noise, repeated."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     noise = (torch.randn(2**22, generator=generator) * 0.02).to(dtype).to(device)
     weights = {}
     for name, shape in decoder_shapes(config).items():

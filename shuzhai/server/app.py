@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from shuzhai.errors import ContextLengthError
+from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.server.body import parse_object
 from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
@@ -86,13 +87,8 @@ class _Api:
         """200 only if every engine thread lives and gets on with its steps."""
         models = self._registry.models
         for model in models:
-            status, cause = "dead", model.engine.cause_of_death or "unknown"
-            if model.engine.is_alive:
-                status, cause = "stuck", f"a step has taken {model.engine.step_seconds:.0f} s"
-                if model.engine.step_seconds < _STUCK_SECONDS:
-                    continue
-            body = {"status": status, "model": model.name, "cause": without_secrets(cause)}
-            return JSONResponse(body, 503)
+            if (fault := _fault(model.engine)) is not None:
+                return JSONResponse({"model": model.name, **fault}, 503)
         stats = [model.engine.stats() for model in models]
         return JSONResponse(
             {
@@ -115,8 +111,7 @@ class _Api:
 
         async def begin() -> Response:
             model = self._registry.find(ask.model)
-            processor = model.engine.processor
-            params = ask.sampling(processor.default_sampling, processor.max_model_len)
+            params = ask.sampling(model.engine.processor.default_sampling)
             prompt = await model.engine.encode_chat(ask.plain_messages())
             salt = cache_salt(request.state.tenant, ask.cache_salt)
             pieces = merge([model.engine.generate(prompt, params, cache_salt=salt)], params.n)
@@ -131,8 +126,7 @@ class _Api:
 
         async def begin() -> Response:
             model = self._registry.find(ask.model)
-            processor = model.engine.processor
-            params = ask.sampling(processor.default_sampling, processor.max_model_len)
+            params = ask.sampling(model.engine.processor.default_sampling)
             prompts = await _encode_all(model, ask)
             salt = cache_salt(request.state.tenant, ask.cache_salt)
             streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
@@ -194,6 +188,15 @@ def cache_salt(tenant: bytes, wish: str) -> bytes:
     if not tenant and not wish:
         return b""
     return hashlib.sha256(len(tenant).to_bytes(1) + tenant + wish.encode("utf-8")).digest()
+
+
+def _fault(engine: AsyncEngine) -> Json | None:
+    """What is wrong with an engine, if anything is."""
+    if not engine.is_alive:
+        return {"status": "dead", "cause": without_secrets(engine.cause_of_death or "unknown")}
+    if (seconds := engine.step_seconds) >= _STUCK_SECONDS:
+        return {"status": "stuck", "cause": f"a step has taken {seconds:.0f} s"}
+    return None
 
 
 def _model_json(model: ServedModel) -> Json:

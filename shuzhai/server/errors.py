@@ -128,7 +128,7 @@ def without_secrets(cause: str) -> str:
 def refusal(
     status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> RefusedError:
-    """A request refused by the door keeper (`guard.py`)."""
+    """A request refused before it reaches a route."""
     return RefusedError(
         Problem(status, "invalid_request_error", code, message, headers=headers or {})
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shuzhai.engine.request import SamplingParams
-from shuzhai.errors import ContextLengthError, InvalidRequestError
+from shuzhai.errors import InvalidRequestError
 
 COMPLETION_MAX_TOKENS = 16
 MAX_ANSWERS = 128
@@ -97,16 +97,10 @@ class GenerationRequest(BaseModel):
             raise InvalidRequestError("stream_options needs stream: true", param="stream_options")
         return request
 
-    def sampling(self, defaults: SamplingParams, max_model_len: int) -> SamplingParams:
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The model's defaults, overridden by what was asked for."""
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}
-        for name in ("max_tokens", "min_tokens"):
-            if given.get(name, 0) > max_model_len:
-                raise ContextLengthError(
-                    f"{name} is {given[name]}, but the model's context has {max_model_len} tokens",
-                    param=name,
-                )
         return dataclasses.replace(
             defaults,
             logit_bias={_token_id(key): value for key, value in self.logit_bias.items()},
@@ -122,7 +116,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int | None = None
 
-    def sampling(self, defaults: SamplingParams, max_model_len: int) -> SamplingParams:
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise InvalidRequestError(
@@ -131,13 +125,13 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         asked = self.model_copy(update={"max_tokens": next(iter(limits), None)})
-        params = GenerationRequest.sampling(asked, defaults, max_model_len)
+        params = GenerationRequest.sampling(asked, defaults)
         if self.logprobs:
             return dataclasses.replace(params, logprobs=self.top_logprobs or 0)
         return params
 
     def plain_messages(self) -> list[dict[str, Any]]:
-        """The messages without keys that say nothing; a developer is what was called system."""
+        """The messages without keys that say nothing."""
         messages = []
         for message in self.messages:
             plain = {
@@ -145,8 +139,6 @@ class ChatRequest(GenerationRequest):
                 for key, value in message.items()
                 if key not in _NEUTRAL_IN_MESSAGE or value not in (None, [])
             }
-            if plain.get("role") == "developer":
-                plain["role"] = "system"
             messages.append(plain)
         return messages
 
@@ -159,7 +151,7 @@ class CompletionRequest(GenerationRequest):
     best_of: int | None = None
     logprobs: int | None = None
 
-    def sampling(self, defaults: SamplingParams, max_model_len: int) -> SamplingParams:
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
         if self.best_of not in (None, self.n):
             raise InvalidRequestError(
                 "best_of is not implemented, but for the value of n",
@@ -169,7 +161,7 @@ class CompletionRequest(GenerationRequest):
         max_tokens = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         # The engine always makes a token; the one that was not asked for is dropped.
         asked = self.model_copy(update={"max_tokens": 1 if self.is_echo_only else max_tokens})
-        params = GenerationRequest.sampling(asked, defaults, max_model_len)
+        params = GenerationRequest.sampling(asked, defaults)
         return dataclasses.replace(
             params,
             logprobs=self.logprobs,

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from shuzhai.errors import EngineDeadError
 from shuzhai.frontend.outputs import Delta, Usage
 from shuzhai.server.boundary import ClientGoneError
 from shuzhai.server.replies import Json, ReplyFormat, usage_json
@@ -95,8 +94,6 @@ class Answering:
                     yield choice
 
     def _take(self, index: int, delta: Delta) -> list[Json]:
-        if delta.finish_reason == "abort":
-            raise EngineDeadError("the request was aborted")
         self._usages[index] = delta.usage
         return self._wording.choices(index, delta)
 

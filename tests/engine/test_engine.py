@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shuzhai import ContextLengthError, InvalidRequestError, MemoryBudgetError, SamplingParams
+from shuzhai import (
+    ConfigError,
+    ContextLengthError,
+    InvalidRequestError,
+    MemoryBudgetError,
+    SamplingParams,
+)
 from shuzhai.config import EngineConfig, read_checkpoint_config
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import FinishReason, Request, StepOutput
@@ -140,9 +146,11 @@ def test_what_cannot_run_is_refused_before_it_is_queued(tiny_folder: Path) -> No
         engine.check(request("x", ()))
     with pytest.raises(ContextLengthError, match="64"):
         engine.check(request("x", (5,) * 64, None))
-    with pytest.raises(ContextLengthError, match="max_tokens to 24"):
+    with pytest.raises(ContextLengthError, match="at most 24"):
         engine.check(request("x", (5,) * 40, 25))
     engine.check(request("x", (5,) * 40, 24))
+    with pytest.raises(ContextLengthError, match="at most 24"):
+        engine.check(request("x", (5,) * 40, None, min_tokens=25))
     with pytest.raises(InvalidRequestError, match="token ids must be from 0"):
         engine.check(request("x", (5, 10_000)))
     with pytest.raises(InvalidRequestError, match="logit_bias"):
@@ -155,6 +163,10 @@ def test_a_context_larger_than_the_pool_is_cut_or_refused(tiny_folder: Path) -> 
         load(tiny_folder, num_blocks=4, block_size=8, max_model_len=33)
     with pytest.raises(MemoryBudgetError, match="give memory="):
         load(tiny_folder, memory="100KB")
+    with pytest.raises(MemoryBudgetError, match="num_blocks"):
+        load(tiny_folder, num_blocks=10**9)
+    with pytest.raises(ConfigError, match="2048"):
+        load(tiny_folder, max_model_len=2049)
 
 
 def test_prompt_logprobs_are_whole_whatever_the_chunks(tiny_folder: Path) -> None:

@@ -24,7 +24,7 @@ def read(folder: Path, generation: object = None, **values: object):
 def test_numbers_come_from_the_file(tmp_path: Path) -> None:
     decoder = read(tmp_path, rope_theta=5e5, rms_norm_eps=1e-6, head_dim=16).decoder
     assert (decoder.rope_theta, decoder.rms_norm_eps, decoder.head_dim) == (5e5, 1e-6, 16)
-    assert (decoder.bos_id, decoder.stop_ids) == (1, (2,))
+    assert decoder.stop_ids == (2,)
 
 
 def test_generation_config_has_the_last_word_on_stops_and_sampling(tmp_path: Path) -> None:
@@ -52,12 +52,25 @@ def test_generation_config_has_the_last_word_on_stops_and_sampling(tmp_path: Pat
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
         ({"num_key_value_heads": 3}, "kv heads"),
         ({"eos_token_id": "end"}, "eos_token_id"),
+        ({"eos_token_id": 400}, "eos_token_id"),
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
+        ({"architectures": {"x": 1}}, "architectures"),
+        ({"architectures": [["x"]]}, "architectures"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"num_beams": 4}, "num_beams"),
     ],
 )
 def test_what_is_not_implemented_is_named(tmp_path: Path, values: dict, named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         read(tmp_path, **values)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": "hot"}, {"suppress_tokens": [1]}, {"eos_token_id": [9999]}]
+)
+def test_generation_config_is_read_strictly(tmp_path: Path, values: dict) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(values))):
+        read(tmp_path, values)
 
 
 def test_neutral_values_of_unknown_keys_pass(tmp_path: Path) -> None:

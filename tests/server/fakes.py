@@ -89,6 +89,9 @@ class FakeEngine:
     async def generate(
         self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
     ) -> AsyncIterator[Delta]:
+        param = "min_tokens" if params.max_tokens is None else "max_tokens"
+        if max(params.max_tokens or 1, params.min_tokens) > self.processor.max_model_len:
+            raise ContextLengthError("the answer would be too long", param)
         if self.refuse is not None:
             raise self.refuse
         if self.stopping:
