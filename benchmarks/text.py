@@ -153,7 +153,9 @@ def load(args: argparse.Namespace) -> tuple[str, Engine]:
         return f"random {args.random_weights}", Engine.load(
             SHAPES[args.random_weights], config, None
         )
-    folder = resolve(args.model, Store.at_home(Environment.read()), SilentProgress())
+    environment = Environment.read()
+    store = Store.at_home(environment)
+    folder = resolve(args.model, store, SilentProgress(), environment=environment)
     model: DecoderConfig = read_checkpoint_config(folder).decoder
     return args.model, Engine.load(model, config, folder)
 

@@ -8,7 +8,6 @@ import dataclasses
 import io
 import os
 import sys
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -18,6 +17,7 @@ from shuzhai.cli.chat_commands import Conversation
 from shuzhai.cli.chat_input import open_history, well_formed
 from shuzhai.cli.chat_screen import ChatScreen, cut_message
 from shuzhai.cli.chat_words import Words, words_of
+from shuzhai.cli.options import add_engine_options, add_model, engine_options, given
 from shuzhai.cli.pull import ProgressBar
 from shuzhai.config import Environment
 from shuzhai.engine.request import SamplingParams
@@ -28,7 +28,6 @@ from shuzhai.hub.pull import resolve
 from shuzhai.hub.store import Store
 
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
-_ENGINE = ("device", "dtype", "memory", "max_model_len")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,12 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Talk with a model in the terminal. With a question, or with one that comes "
         "through a pipe, print the answer and exit.",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        help=f"a name that `shuzhai list` shows, or a checkpoint folder (default: {DEFAULT_MODEL})",
-    )
+    add_model(parser)
     parser.add_argument(
         "question", metavar="QUESTION", nargs="?", help="print the answer to it and exit"
     )
@@ -52,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--system", metavar="TEXT", help='system prompt; "" for none at all')
     _add_sampling_options(parser.add_argument_group("answers (default: as the model recommends)"))
-    _add_engine_options(parser.add_argument_group("engine"))
+    add_engine_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,22 +57,6 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same answers")
 
 
-def _add_engine_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
-    group.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)"
-    )
-    group.add_argument(
-        "--memory", default="auto", help="for weights and KV cache together, such as 8GiB"
-    )
-    group.add_argument(
-        "--max-model-len", type=int, metavar="TOKENS", help="longest chat with its answers"
-    )
-    group.add_argument(
-        "--chat-template", metavar="NAME", help="instead of the one the model's config names"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     for stream in (sys.stdin, sys.stdout):
         # Characters that the locale cannot hold become question marks, not a traceback.
@@ -86,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="replace")
     environment = Environment.read()
     words = words_of(environment.language)
-    sampling = _given(args, _SAMPLING)
+    sampling = given(args, _SAMPLING)
     SamplingParams(**sampling)  # a bad value is told before a model is fetched and loaded
     question = _question(args)
     engine = _load(args, environment, words)
@@ -102,10 +80,6 @@ def run(args: argparse.Namespace) -> int:
     finally:
         asyncio.run(engine.shutdown())
     return 0
-
-
-def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _question(args: argparse.Namespace) -> str | None:
@@ -124,7 +98,6 @@ def _question(args: argparse.Namespace) -> str | None:
 
 def _load(args: argparse.Namespace, environment: Environment, words: Words) -> AsyncEngine:
     """Fetch the model if it is not here, then load it; both are shown on standard error."""
-    options = _given(args, _ENGINE)
     console = Console(stderr=True, highlight=False)
     model, store = args.model or DEFAULT_MODEL, Store.at_home(environment)
     try:
@@ -137,10 +110,9 @@ def _load(args: argparse.Namespace, environment: Environment, words: Words) -> A
     with console.status(Text(loading)) as status:
         engine = AsyncEngine.load(
             folder,
-            chat_template=args.chat_template,
             load_progress=lambda share: status.update(Text(f"{loading} {share:.0%}")),
             max_num_seqs=1,
-            **options,
+            **engine_options(args),
         )
     if engine.processor.template is None:
         asyncio.run(engine.shutdown())

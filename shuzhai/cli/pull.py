@@ -96,7 +96,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "pull",
         help="fetch a model into the local store",
-        description="Fetch a model into the local store. Interrupted downloads are gone on with.",
+        description="Fetch a model into the local store. Interrupted downloads from a hub are gone "
+        "on with.",
     )
     parser.add_argument("model", metavar="MODEL", help="a name that `shuzhai list` shows")
     parser.add_argument(

@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 
 from rich.console import Console
 from rich.text import Text
 
+from shuzhai.cli.options import add_engine_options, add_model, engine_options, given
 from shuzhai.cli.pull import ProgressBar
 from shuzhai.config import Environment
 from shuzhai.frontend.async_engine import AsyncEngine
@@ -29,14 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="start the web page and the OpenAI-compatible API",
         description="Start the web page and the OpenAI-compatible API.",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        help=f"a name that `shuzhai list` shows, or a checkpoint folder (default: {DEFAULT_MODEL})",
-    )
+    add_model(parser)
     _add_server_options(parser.add_argument_group("server"))
-    _add_engine_options(parser.add_argument_group("engine"))
+    add_engine_options(parser).add_argument(
+        "--max-num-seqs", type=int, metavar="N", help="answers that are written at a time"
+    )
     parser.set_defaults(run=run)
 
 
@@ -79,30 +78,10 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--verbose", action="store_true", help="log every request")
 
 
-def _add_engine_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
-    group.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)"
-    )
-    group.add_argument(
-        "--memory", default="auto", help="for weights and KV cache together, such as 8GiB"
-    )
-    group.add_argument(
-        "--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together"
-    )
-    group.add_argument(
-        "--max-num-seqs", type=int, metavar="N", help="answers that are written at a time"
-    )
-    group.add_argument(
-        "--chat-template", metavar="NAME", help="instead of the one the model's config names"
-    )
-
-
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"a port is from 0 to 65535, not {text}")
-    return port
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,11 +120,9 @@ def _load(args: argparse.Namespace, console: Console) -> AsyncEngine:
             "Others: shuzhai list",
             soft_wrap=True,
         )
-    names = ("device", "dtype", "memory", "max_model_len", "max_num_seqs", "chat_template")
-    options = {name: getattr(args, name) for name in names}
-    given = {name: value for name, value in options.items() if value is not None}
+    options = engine_options(args) | given(args, ("max_num_seqs",))
     with ProgressBar() as progress:
-        return AsyncEngine.load(args.model or DEFAULT_MODEL, pull_progress=progress, **given)
+        return AsyncEngine.load(args.model or DEFAULT_MODEL, pull_progress=progress, **options)
 
 
 def _served_model(args: argparse.Namespace, engine: AsyncEngine) -> ServedModel:

@@ -35,8 +35,9 @@ def load_model(
 
     load_progress is called with the share of the weights that is loaded, 0 to 1.
     """
-    store = Store.at_home(Environment.read())
-    folder = resolve(model, store, pull_progress or SilentProgress())
+    environment = Environment.read()
+    store = Store.at_home(environment)
+    folder = resolve(model, store, pull_progress or SilentProgress(), environment=environment)
     checkpoint = read_checkpoint_config(folder)
     engine = Engine.load(checkpoint.decoder, config, folder, load_progress)
     processor = Processor.load(folder, checkpoint, engine.max_model_len, chat_template)

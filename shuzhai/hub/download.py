@@ -20,12 +20,7 @@ import httpx
 from huggingface_hub import HfApi, hf_hub_url
 
 # HTTPError is that of the HTTP library which the installed huggingface_hub happens to use.
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from modelscope_hub import (
     AuthenticationError,
     HubApi,
@@ -87,7 +82,7 @@ class HuggingFace:
             raise DownloadError(f"{_host(self)} answered {status} for {repo}") from error
         except OfflineModeIsEnabled as error:
             raise DownloadError("HF_HUB_OFFLINE is set, which forbids downloads") from error
-        except (HTTPError, OSError, ValueError, KeyError, HFValidationError) as error:
+        except (HTTPError, OSError, ValueError, KeyError) as error:
             raise DownloadError(f"{_host(self)} gave no list of files ({_brief(error)})") from error
         files = []
         for sibling in info.siblings or ():
@@ -231,8 +226,10 @@ def _first_to_answer(hubs: Sequence[Hub]) -> Hub | None:
 
 
 def _answers(hub: Hub) -> bool:
+    """Whatever it answers. DownloadError when the environment's proxy cannot be used."""
     try:
-        httpx.head(hub.endpoint, timeout=PROBE_SECONDS)
+        with new_client() as client:
+            client.head(hub.endpoint, timeout=PROBE_SECONDS, follow_redirects=False)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return True

@@ -53,9 +53,22 @@ class _LineBroken(Exception):
 
 
 def new_client() -> httpx.Client:
-    """For fetch: honours the proxies of the environment; the caller closes it."""
-    timeout = httpx.Timeout(60.0, connect=15.0)
-    return httpx.Client(follow_redirects=True, timeout=timeout, headers={"User-Agent": "shuzhai"})
+    """For fetch: honours the proxies of the environment; the caller closes it.
+
+    DownloadError when those, or the certificates that the environment names, cannot be used.
+    """
+    timeout, headers = httpx.Timeout(60.0, connect=15.0), {"User-Agent": "shuzhai"}
+    try:
+        return httpx.Client(follow_redirects=True, timeout=timeout, headers=headers)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise DownloadError(
+            "the proxy that ALL_PROXY, HTTPS_PROXY or HTTP_PROXY names cannot be used; "
+            "it looks like http://HOST:PORT or socks5://HOST:PORT"
+        ) from error
+    except OSError as error:
+        raise DownloadError(
+            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read"
+        ) from error
 
 
 def fetch(

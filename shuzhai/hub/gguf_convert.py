@@ -30,9 +30,8 @@ from shuzhai.hub.progress import Progress
 
 T = TypeVar("T", int, float, str)
 
-# The template that SmolLM2 was trained with, and the sampling that its authors recommend.
+# The template that SmolLM2 was trained with.
 TEMPLATE = "smollm2-chat"
-SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 _USED = (
     "llama.block_count", "llama.context_length", "llama.embedding_length",
@@ -154,7 +153,6 @@ def convert(path: Path, folder: Path, name: str, progress: Progress) -> None:
             "bos_token_id": vocabulary.bos_id,
             "eos_token_id": vocabulary.stop_ids,
             "pad_token_id": vocabulary.pad_id,
-            **SAMPLING,
         },
     )
 

@@ -22,23 +22,24 @@ def pull(
     store: Store,
     progress: Progress,
     *,
+    environment: Environment,
     source: SourceName = "auto",
-    environment: Environment | None = None,
 ) -> Path:
-    """Make the model be in the store; its folder. Does nothing if it is there.
+    """Make the model be in the store; its folder. Nothing is written or asked if it is there.
 
     A second pull of the same model waits for the first. ModelNotFoundError for an unknown name,
     DownloadError when it cannot be fetched or kept; then the store is as before, but for what
     the next pull can go on with.
     """
     entry = find(name)
-    environment = environment or Environment.read()
+    if store.has(entry.name):
+        return store.path_of(entry.name)
     try:
         with store.lock(
             entry.name,
             lambda: progress.begin(f"Waiting for another pull of {entry.name}", None),
         ):
-            if store.has(entry.name):
+            if store.has(entry.name):  # the pull that was waited for brought it
                 return store.path_of(entry.name)
             staging = store.staging_of(entry.name)
             staging.mkdir(parents=True, exist_ok=True)
@@ -59,11 +60,7 @@ def pull(
 
 
 def resolve(
-    model: str | Path,
-    store: Store,
-    progress: Progress,
-    *,
-    environment: Environment | None = None,
+    model: str | Path, store: Store, progress: Progress, *, environment: Environment
 ) -> Path:
     """The folder of a model: a folder that holds a config.json as it is, else a catalog name.
 

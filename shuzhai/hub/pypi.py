@@ -33,7 +33,9 @@ _ACCEPT = (
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, "
     "text/html;q=0.1"
 )
-_WHAT_TO_DO = "Check the network, or set PIP_INDEX_URL to an index that can be reached."
+_WHAT_TO_DO = (
+    "Check the network and its proxy, or set PIP_INDEX_URL to an index that can be reached."
+)
 
 
 def fetch_wheel(

@@ -38,7 +38,7 @@ class Store:
     @classmethod
     def at_home(cls, environment: Environment) -> Store:
         """The user's store: `models` in SHUZHAI_HOME."""
-        return cls(environment.home.expanduser() / "models")
+        return cls(environment.home / "models")
 
     def path_of(self, name: str) -> Path:
         """Where the model lies or would lie; ModelNotFoundError for a name not in the catalog."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from shuzhai.errors import InvalidRequestError, ModelNotFoundError
-
-if TYPE_CHECKING:
-    from shuzhai.frontend.async_engine import AsyncEngine
+from shuzhai.frontend.async_engine import AsyncEngine
 
 
 @dataclass(frozen=True, slots=True)

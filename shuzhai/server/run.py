@@ -12,16 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from shuzhai.errors import ConfigError
+from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.server.connection import MAX_HEAD_BYTES, WatchedProtocol
-
-if TYPE_CHECKING:
-    from shuzhai.frontend.async_engine import AsyncEngine
 
 _STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":

@@ -83,7 +83,6 @@ def test_a_locale_that_cannot_hold_the_answer(run, monkeypatch):
         (("TINY", "a", "--temperature", "nan"), InvalidRequestError, "temperature"),
         (("TINY", "a", "--top-p", "0"), InvalidRequestError, "top_p"),
         (("TINY", "a", "--max-tokens", "0"), InvalidRequestError, "max_tokens"),
-        (("TINY", "a", "--device", "abacus"), ConfigError, "abacus"),
         (("TINY", "a", "--chat-template", "none"), ConfigError, "none"),
         (("who-are-you", "a"), ModelNotFoundError, "--prompt TEXT"),
         (("TINY", "a " * 3000), InvalidRequestError, "context"),

@@ -3,11 +3,11 @@ import importlib.util
 import os
 
 import pytest
-from fake_hub import FakeHub
 
 from shuzhai.config import Environment
 from shuzhai.hub import fetch
 from shuzhai.hub.store import Store
+from tests.hub.fake_hub import FakeHub
 
 
 class Recorder:
@@ -42,6 +42,13 @@ def no_certificates(monkeypatch):
     """Hubs here speak plain HTTP: reading the real certificates for each client takes long."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture

@@ -110,15 +110,17 @@ def test_bad_options(options: dict[str, tuple[str, ...] | str]) -> None:
         ServerConfig(**options)
 
 
-def test_the_parser() -> None:
+def test_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     serve.add_parser(parser.add_subparsers())
     args = parser.parse_args(["serve"])
     assert (args.host, args.port, args.model) == ("127.0.0.1", 6006, None)
     args = parser.parse_args(["serve", "m", "--api-key", "a", "--api-key", "b", "--port", "0"])
     assert (args.api_key, args.port, args.run) == (["a", "b"], 0, serve.run)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["serve", "--port", "70000"])
+    for port in ("70000", "-1", "abc", "99999999999", ""):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["serve", "--port", port])
+        assert "a port is a number from 0 to 65535" in capsys.readouterr().err
 
 
 @contextmanager

@@ -3,13 +3,13 @@ import io
 
 import pytest
 from rich.console import Console
-from test_hub_download import ENTRY, fill
 
 from shuzhai.cli import list_models
 from shuzhai.cli import pull as pull_command
 from shuzhai.errors import DownloadError, ModelNotFoundError
 from shuzhai.hub import pull as pull_module
 from shuzhai.hub.progress import format_bytes
+from tests.hub.test_download import ENTRY, fill
 
 
 @pytest.fixture

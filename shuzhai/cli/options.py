@@ -1,0 +1,50 @@
+"""Options that several commands have: which model, and how its engine runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from shuzhai.hub.catalog import DEFAULT_MODEL
+
+_ENGINE = ("device", "dtype", "memory", "max_model_len", "chat_template")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help=f"a name that `shuzhai list` shows, or a checkpoint folder (default: {DEFAULT_MODEL})",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group, for options of the engine that one command alone has."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--device", choices=("auto", "cpu"), help="default: auto")
+    group.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: auto"
+    )
+    group.add_argument(
+        "--memory", metavar="SIZE", help="for weights and KV cache together, such as 8GiB"
+    )
+    group.add_argument(
+        "--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together"
+    )
+    group.add_argument(
+        "--chat-template", metavar="NAME", help="instead of the one the model's config names"
+    )
+    return group
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of add_engine_options that were given, as keyword arguments of AsyncEngine.load."""
+    return given(args, _ENGINE)
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The options of these names that were given."""
+    values = vars(args)
+    return {name: values[name] for name in names if values[name] is not None}
