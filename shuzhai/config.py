@@ -81,7 +81,8 @@ class EngineConfig:
     """How an engine runs. Everything that can be computed is not asked for.
 
     device                  "auto" or "cpu"
-    dtype                   "auto", "float32", "bfloat16" or "float16": of weights and KV cache
+    dtype                   "float32", "bfloat16" or "float16", of weights and KV cache; "auto":
+                            float32 on a CPU where it takes at most 1 GiB, else bfloat16
     memory                  "auto", or bytes ("8GiB") for weights, KV cache and workspace together
     max_model_len           longest sequence in tokens; None: the model's own limit
     max_num_seqs            sequences that run at a time

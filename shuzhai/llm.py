@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, overload
@@ -53,6 +53,9 @@ class LLM:
         self._lock = threading.Lock()
         # Requests that run, with the outputs that nobody has taken yet.
         self._outputs: dict[str, deque[StepOutput]] = {}
+        # Requests to be aborted. A stream that nobody holds any more may be collected, and closed,
+        # in the middle of a step: then they wait here until it is over.
+        self._abandoned: deque[str] = deque()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -155,7 +158,12 @@ class LLM:
             return prompt
         if isinstance(prompt, str):
             return self.processor.encode_text(prompt)
-        return self.processor.encode_ids(prompt)
+        if not isinstance(prompt, Iterable):
+            raise InvalidRequestError(
+                f"a prompt is a string, a list of token ids or an EncodedPrompt, not {prompt!r}",
+                param="prompt",
+            )
+        return self.processor.encode_ids(list(prompt))
 
     def _generate(
         self, prompts: Sequence[EncodedPrompt], params: SamplingParams
@@ -185,7 +193,7 @@ class LLM:
             if delta.finish_reason is not None:
                 del answers[output.request_id]
             if answer.stopped_early:
-                self._abort([output.request_id])
+                self._abandon([output.request_id])
             yield which, delta
 
     def _run(self, requests: Sequence[Request]) -> Iterator[StepOutput]:
@@ -195,6 +203,7 @@ class LLM:
         """
         ids = [request.id for request in requests]
         with self._lock:
+            self._abort_abandoned()
             for request in requests:
                 self._open_engine().check(request)
             for request in requests:
@@ -204,11 +213,12 @@ class LLM:
             while outputs := self._next_outputs(ids):
                 yield from outputs
         finally:
-            self._abort(ids)
+            self._abandon(ids)
 
     def _next_outputs(self, ids: Sequence[str]) -> list[StepOutput]:
         """Outputs for these requests, made by a step if there are none yet; empty: all are done."""
         with self._lock:
+            self._abort_abandoned()
             while any(i in self._outputs for i in ids):
                 ready = [o for i in ids for o in self._outputs.get(i, ())]
                 for output in ready:
@@ -222,12 +232,21 @@ class LLM:
                         self._outputs[output.request_id].append(output)
         return []
 
-    def _abort(self, request_ids: Sequence[str]) -> None:
-        with self._lock:
-            for request_id in request_ids:
-                self._outputs.pop(request_id, None)
-                if self._engine is not None:
-                    self._engine.abort(request_id)
+    def _abandon(self, request_ids: Sequence[str]) -> None:
+        """Abort requests, now or before the next step if one is under way."""
+        self._abandoned.extend(request_ids)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._abort_abandoned()
+            finally:
+                self._lock.release()
+
+    def _abort_abandoned(self) -> None:
+        while self._abandoned:
+            request_id = self._abandoned.popleft()
+            self._outputs.pop(request_id, None)
+            if self._engine is not None:
+                self._engine.abort(request_id)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:
@@ -237,6 +256,6 @@ class LLM:
 
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
     """A list whose first item is an id is one prompt of ids."""
-    if isinstance(prompts, (str, EncodedPrompt)):
+    if isinstance(prompts, (str, EncodedPrompt)) or not isinstance(prompts, Iterable):
         return True
     return len(prompts) > 0 and isinstance(prompts[0], Integral)

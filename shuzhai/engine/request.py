@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the engine's only tensor that leaves it; this file itself m
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 64
+MAX_STOP_CHARS = 16384
 MAX_LOGIT_BIAS = 1024
 
 
@@ -29,7 +30,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and type(value) is not bool and abs(value) < math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class SamplingParams:
                         prompt or answer (CTRL, arXiv:1909.05858)
     presence_penalty, frequency_penalty   -2 to 2; OpenAI's, on tokens of the answer
     logit_bias          token id -> -100 to 100, added to the logit
-    seed                same seed, same text, whatever else is in the batch; None: a fresh one
+    seed                same seed, same text, whatever else is in the batch; None: a fresh one.
+                        (In 16-bit types rounding differs between batch sizes, so texts may too.)
     n                   answers to one prompt
     logprobs            None: none; k: log-probability of each token of the answer and of the
                         k best, in the model's own distribution (no penalties, temperature 1)
@@ -151,6 +153,8 @@ class SamplingParams:
         stops = self.stop_strings
         _check(len(stops) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} strings", len(stops))
         _check(all(isinstance(s, str) and s for s in stops), "stop", "non-empty strings", stops)
+        size = sum(map(len, stops))
+        _check(size <= MAX_STOP_CHARS, "stop", f"at most {MAX_STOP_CHARS} characters in all", size)
         _check(
             len(self.stop_token_ids) <= MAX_LOGIT_BIAS
             and all(_is_int(i) and i >= 0 for i in self.stop_token_ids),

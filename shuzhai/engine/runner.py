@@ -14,7 +14,7 @@ from shuzhai.config import DecoderConfig, EngineConfig
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, plan_memory
 from shuzhai.kernels.cpu import CpuKernels
-from shuzhai.models.decoder import Decoder, decoder_shapes
+from shuzhai.models.decoder import Decoder, num_parameters
 from shuzhai.models.weights import load_decoder, random_decoder
 from shuzhai.step import KVPages, StepInput
 
@@ -23,6 +23,9 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+_SMALL_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,7 @@ class Runner:
         """
         device, dtype = torch.device("cpu"), choose_dtype(model, config)
         kernels = CpuKernels()
-        weight_bytes = dtype.itemsize * sum(
-            torch.Size(shape).numel() for shape in decoder_shapes(model).values()
-        )
+        weight_bytes = dtype.itemsize * num_parameters(model)
         plan = plan_memory(
             model,
             config,
@@ -78,8 +79,9 @@ class Runner:
 
 
 def choose_dtype(model: DecoderConfig, config: EngineConfig) -> torch.dtype:
-    """Of weights and cache. "auto" on a CPU halves the traffic, unless float32 was shipped."""
-    name = config.dtype
-    if name == "auto":
-        name = "float32" if model.dtype == "float32" else "bfloat16"
-    return _DTYPES[name]
+    """Of weights and cache. On a CPU, "auto" is float32 for small models, where its exactness costs
+    little, and for those that were shipped in it; bfloat16 halves the memory of the others."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    small = 4 * num_parameters(model) <= _SMALL_BYTES
+    return torch.float32 if small or model.dtype == "float32" else torch.bfloat16

@@ -91,6 +91,11 @@ class Processor:
 
     def encode_ids(self, ids: Sequence[int]) -> EncodedPrompt:
         """Ids as they are; nothing is added."""
+        if len(ids) > self.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.max_model_len}",
+                param="prompt",
+            )
         if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
             raise InvalidRequestError("a prompt of token ids must hold whole numbers", "prompt")
         plain = [int(i) for i in ids]

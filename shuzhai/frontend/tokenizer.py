@@ -7,9 +7,10 @@ and only templates ask for them by name (`token_id`).
 from __future__ import annotations
 
 import json
+import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -67,10 +68,8 @@ class Tokenizer(ABC):
         self._pieces |= {t.id: b"" if t.special else t.text.encode() for t in settings.added}
         self._spelling = {t.id: t.text for t in settings.added}
         self._added = added
-        self._reserved = dict(reserved) | added
-        self._reserved_ids = frozenset(self._reserved.values())
+        self._reserved = {i: text for text, i in (*reserved.items(), *added.items())}
         self._added_pattern = _any_of(added)
-        self._reserved_pattern = _any_of(self._reserved)
         self._strip_first_space = strip_first_space
         self.vocab_size = max(self._pieces) + 1
         self.bos_id = None if settings.bos_token is None else self.token_id(settings.bos_token)
@@ -107,11 +106,14 @@ class Tokenizer(ABC):
         """
         _check_unicode(text)
         ids = self._encode(text)
-        if self._reserved_ids.isdisjoint(ids) or self._reserved_pattern is None:
-            return ids
-        cuts = [match.start() + 1 for match in self._reserved_pattern.finditer(text)]
-        bounds = [0, *cuts, len(text)]
-        return [i for low, high in pairwise(bounds) for i in self._encode(text[low:high])]
+        spelled: set[str] = set()
+        while found := self._reserved.keys() & ids:
+            # Cut every spelling after its first character, so that it falls apart.
+            spelled |= {self._reserved[i] for i in found}
+            cuts = sorted({at + 1 for each in spelled for at in _places(text, each)})
+            bounds = [0, *cuts, len(text)]
+            ids = [i for low, high in pairwise(bounds) for i in self._encode(text[low:high])]
+        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -119,7 +121,7 @@ class Tokenizer(ABC):
             self._spelling[i].encode()
             if not skip_special and i in self._spelling
             else self.token_bytes(i)
-            for i in ids
+            for i in map(operator.index, ids)
         ]
         return self.strip_start(b"".join(parts)).decode("utf-8", "replace")
 
@@ -204,7 +206,8 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(pieces, {}, settings, add_bos, strip)
 
     def _encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
+        # encode_batch, unlike encode, lets other threads run.
+        return self._model.encode_batch([text], add_special_tokens=False)[0].ids
 
     def _vocabulary_id(self, piece: str) -> int | None:
         return self._model.token_to_id(piece)
@@ -311,6 +314,14 @@ def _byte_level_bytes(piece: str, table: Mapping[str, int]) -> bytes:
     if all(char in table for char in piece):
         return bytes(table[char] for char in piece)
     return piece.encode()
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    """Where a part begins in a text, overlapping ones too."""
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
 
 
 def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:

@@ -37,7 +37,7 @@ class CpuKernels(Kernels):
         direct = self._native_bfloat16 or x.dtype == torch.float32 or x.shape[0] <= _FEW_ROWS
         if x.dtype != weight.dtype or not direct:
             return self._widened_linear(x, weight, bias)
-        if x.shape[0] == 1 and bias is None:
+        if x.shape[0] == 1 and bias is None and x.dtype != torch.float32:
             return torch.mv(weight, x[0])[None]
         return F.linear(x, weight, bias)
 
@@ -56,27 +56,24 @@ class CpuKernels(Kernels):
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
     ) -> Tensor:
         dtype = query.dtype if self._native_bfloat16 else torch.float32
-        out = torch.empty_like(query)
         starts = step.cu_seqlens_q.tolist()
+        parts = []
         for b, length in enumerate(step.seq_lens.tolist()):
-            rows = slice(starts[b], starts[b + 1])
-            q = query[rows].to(dtype).transpose(0, 1)[None]  # [1, H, t, D]
-            k, v = (
-                x.to(dtype).transpose(0, 1)[None]  # [1, K, S, D]
-                for x in self.gather(pages, step.block_tables[b], length)
-            )
-            t = q.shape[2]
-            partial = 1 < t < length
-            out[rows] = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=causal_mask(t, length, q.device) if partial else None,
-                is_causal=t == length,
+            q = query[starts[b] : starts[b + 1]].to(dtype).transpose(0, 1)  # [H, t, D]
+            keys, values = self.gather(pages, step.block_tables[b], length)
+            k, v = keys.to(dtype).transpose(0, 1), values.to(dtype).transpose(0, 1)  # [K, S, D]
+            partial = 1 < q.shape[1] < length
+            attended = F.scaled_dot_product_attention(
+                q[None],  # only four dimensions take the fast path
+                k[None],
+                v[None],
+                attn_mask=causal_mask(q.shape[1], length, q.device) if partial else None,
+                is_causal=q.shape[1] == length,
                 scale=scale,
                 enable_gqa=True,
-            )[0].transpose(0, 1)
-        return out
+            )
+            parts.append(attended[0].transpose(0, 1).to(query.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def gather(self, pages: KVPages, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """No copy where the pages lie one after the other, as those of a single chat mostly do."""

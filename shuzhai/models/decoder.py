@@ -5,6 +5,7 @@ It knows nothing of checkpoints (`models/weights.py`) nor of requests: tokens in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -40,6 +41,11 @@ def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
             layer |= {"qkv_bias": (q_size + 2 * kv_size,), "out_bias": (n,)}
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
+
+
+def num_parameters(config: DecoderConfig) -> int:
+    """How many numbers the weights of a decoder are."""
+    return sum(math.prod(shape) for shape in decoder_shapes(config).values())
 
 
 class _Layer:

@@ -7,6 +7,7 @@ Nothing in a checkpoint is executed: safetensors hold numbers only, and `.bin` f
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,12 @@ def load_decoder(
     }
     waiting = dict(names)
     placed_bytes = 0
+    heads: list[Tensor] = []
     for name, tensor in read_tensors(folder):
+        # `.bin` files name a tied embedding twice.
+        if config.tie_word_embeddings and name in ("output.weight", "lm_head.weight"):
+            heads.append(tensor)
+            continue
         # Old Llama checkpoints carry this buffer; it is computed from the config.
         if name.endswith("rotary_emb.inv_freq"):
             continue
@@ -132,6 +138,10 @@ def load_decoder(
         missing = sorted(waiting)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(f"{folder}: missing tensors {', '.join(missing[:3])}{more}")
+    if any(not torch.equal(head.to(weights["embedding"]), weights["embedding"]) for head in heads):
+        raise CheckpointError(
+            f"{folder}: tie_word_embeddings is set, but the head is not the embedding"
+        )
     return weights
 
 
@@ -189,8 +199,9 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
+    is_zip = zipfile.is_zipfile(file)  # what torch has written since 1.6; only that can be mapped
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from shuzhai.errors import ContextLengthError
+from shuzhai.errors import ContextLengthError, InvalidRequestError
 from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.server.body import parse_object
@@ -29,6 +29,7 @@ from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_
 Ask = TypeVar("Ask", bound=GenerationRequest)
 
 _PARSE_IN_THREAD_BYTES = 64 * 2**10
+_MAX_ECHOED_LOGPROBS = 65536
 # A step has a bounded number of tokens: even a slow CPU is through in a fraction of this.
 _STUCK_SECONDS = 180.0
 _PAGE_TYPES = {
@@ -128,6 +129,7 @@ class _Api:
             model = self._registry.find(ask.model)
             params = ask.sampling(model.engine.processor.default_sampling)
             prompts = await _encode_all(model, ask)
+            _check_echo(ask, prompts)
             salt = cache_salt(request.state.tenant, ask.cache_salt)
             streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
             pieces = merge(streams, params.n)
@@ -175,6 +177,19 @@ async def _encode_all(model: ServedModel, ask: CompletionRequest) -> list[Encode
         else:
             encoded.append(await asyncio.to_thread(engine.processor.encode_ids, prompt))
     return encoded
+
+
+def _check_echo(ask: CompletionRequest, prompts: Sequence[EncodedPrompt]) -> None:
+    """Every answer of an echo repeats the prompt's log-probabilities: keep the reply bounded."""
+    if not ask.echo or ask.logprobs is None:
+        return
+    count = sum(len(p.token_ids) for p in prompts) * ask.n * (ask.logprobs + 1)
+    if count > _MAX_ECHOED_LOGPROBS:
+        raise InvalidRequestError(
+            f"echo would repeat {count} log-probabilities and {_MAX_ECHOED_LOGPROBS} is the most: "
+            "shorten the prompts, or lower logprobs or n",
+            param="logprobs",
+        )
 
 
 async def _without_answers(pieces: Pieces) -> AsyncGenerator[tuple[int, Delta], None]:

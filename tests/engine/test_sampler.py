@@ -141,7 +141,9 @@ def test_logprobs_are_those_of_the_model_itself() -> None:
         {"min_tokens": 5, "max_tokens": 4}, {"stop": [""]}, {"stop": ["x"] * 65}, {"stop": [1]},
         {"logprobs": 21}, {"presence_penalty": 3}, {"repetition_penalty": 0},
         {"logit_bias": {-1: 1}}, {"logit_bias": {1: math.nan}}, {"logit_bias": {1: 101}},
-        {"stop_token_ids": [-1]}, {"stop": None}, {"stop_token_ids": None}, {"logit_bias": None},
+        {"stop_token_ids": [-1]}, {"stop": None},
+        {"stop": ["x" * 20_000]}, {"temperature": 10**400},
+        {"stop_token_ids": None}, {"logit_bias": None},
     ],
 )  # fmt: skip
 def test_bad_parameters_are_refused_by_name(params: dict) -> None:

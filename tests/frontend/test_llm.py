@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from shuzhai import LLM, ConfigError, InvalidRequestError, SamplingParams, ShuzhaiError
 
@@ -163,3 +166,43 @@ def test_options_and_closing(tiny_folder: Path) -> None:
         pass
     with pytest.raises(ShuzhaiError, match="closed"):
         llm.generate("Hello")
+
+
+def test_a_stream_lost_in_a_cycle_does_not_lock_the_model(llm: LLM) -> None:
+    """The collector may close it in the middle of a step of another one."""
+
+    class Holder:
+        pass
+
+    step = llm._engine.step
+    lost = Holder()
+    lost.stream = llm.chat(MESSAGES, SamplingParams(max_tokens=400, seed=1), stream=True)
+    next(lost.stream)
+    lost.itself = lost
+    del lost
+
+    def collecting_step() -> object:
+        gc.collect()
+        return step()
+
+    llm._engine.step = collecting_step
+    try:
+        assert llm.generate("Hello!", GREEDY).finish_reason == "length"
+    finally:
+        del llm._engine.step
+    llm.generate("Hello!", GREEDY)
+    stats = llm._engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a", 1], [[5], None]])
+def test_what_is_no_prompt_is_named(llm: LLM, prompt: object) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt"):
+        llm.generate(prompt, GREEDY)
+
+
+def test_ids_of_other_libraries(llm: LLM) -> None:
+    ids = llm.processor.encode_text("Hello!").token_ids
+    expected = llm.generate(ids, GREEDY).text
+    assert llm.generate(np.array(ids), GREEDY).text == expected
+    assert llm.tokenizer.decode(torch.tensor(ids)) == llm.tokenizer.decode(ids) == "Hello!"

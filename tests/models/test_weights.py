@@ -189,8 +189,21 @@ def test_a_tied_embedding_has_no_head_of_its_own(checkpoint: Path) -> None:
         checkpoint, lambda t: t.update({"output.weight": t["model.tok_embeddings.weight"].clone()})
     )
     expected = logits(checkpoint)
-    rewrite(checkpoint, lambda t: t.pop("output.weight"))
     set_config(checkpoint, tie_word_embeddings=True)
+    assert torch.equal(logits(checkpoint), expected), "named twice is the same"
+    rewrite(checkpoint, lambda t: t.pop("output.weight"))
+    assert torch.equal(logits(checkpoint), expected)
+    other = {"output.weight": torch.ones(402, 32)}
+    rewrite(checkpoint, lambda t: t.update(other))
+    with pytest.raises(CheckpointError, match="head is not the embedding"):
+        load(checkpoint)
+
+
+def test_files_of_the_time_before_zip(checkpoint: Path) -> None:
+    expected = logits(checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(tensors, checkpoint / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert torch.equal(logits(checkpoint), expected)
 
 

@@ -153,6 +153,7 @@ def test_cached_prefixes_are_salted(live: Live) -> None:
         {"stop_token_ids": [99999999]},
         {"max_tokens": 10**12},
         {"min_tokens": 10**9},
+        {"stop": ["x" * 20_000]},
         {"messages": [{"role": "user", "content": "x", "name": 3, "y": 1}]},
         {"messages": [{"role": "root", "content": "x"}]},
         {"messages": [{"role": "user", "content": None}]},
@@ -259,3 +260,9 @@ def test_health_when_the_engine_dies(tiny_folder: Path, monkeypatch: pytest.Monk
         with pytest.raises(openai.InternalServerError) as caught:
             live.client().chat.completions.create(model="tiny", messages=HELLO)
         assert caught.value.status_code == 503
+
+
+def test_an_echo_of_too_many_logprobs_is_a_400(live: Live) -> None:
+    body = {"prompt": [5] * 400, "echo": True, "logprobs": 20, "n": 16, "max_tokens": 1}
+    status, _, reply = live.ask("POST", "/v1/completions", body)
+    assert (status, json.loads(reply)["error"]["param"]) == (400, "logprobs")
