@@ -11,8 +11,11 @@ from shuzhai.step import KVPages, StepInput
 
 # A slice of a weight that is widened to float32 at a time: 8 MiB, which stays in the cache.
 _SLICE_ELEMENTS = 2**21
-# Up to so many rows, reading the weight costs more than multiplying, and torch reads it as it is.
+# Up to so many rows, reading the weight costs more than multiplying: torch does both well.
 _FEW_ROWS = 3
+# From so many rows on, it pays that the library repacks the weight; below, the weight comes first
+# in the product, which spares the repacking.
+_MANY_ROWS = 64
 
 
 class CpuKernels(Kernels):
@@ -34,23 +37,25 @@ class CpuKernels(Kernels):
         return torch.float32 if weight_dtype == torch.float16 else weight_dtype
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        direct = self._native_bfloat16 or x.dtype == torch.float32 or x.shape[0] <= _FEW_ROWS
-        if x.dtype != weight.dtype or not direct:
-            return self._widened_linear(x, weight, bias)
-        if x.shape[0] == 1 and bias is None and x.dtype != torch.float32:
-            return torch.mv(weight, x[0])[None]
-        return F.linear(x, weight, bias)
-
-    def _widened_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype == weight.dtype and self._is_direct(x):
+            if x.shape[0] == 1 and bias is None and x.dtype != torch.float32:
+                return torch.mv(weight, x[0])[None]
+            return F.linear(x, weight, bias)
         num_rows, width = weight.shape
-        step = max(1, _SLICE_ELEMENTS // width)
+        step = num_rows if weight.dtype == torch.float32 else max(1, _SLICE_ELEMENTS // width)
         out = x.new_empty(x.shape[0], num_rows)
-        wide = torch.empty(min(step, num_rows), width)
         x = x.float()
         for start in range(0, num_rows, step):
-            part = weight[start : start + step]
-            out[:, start : start + step] = x @ wide[: part.shape[0]].copy_(part).t()
+            part = weight[start : start + step].float()
+            product = x @ part.t() if x.shape[0] >= _MANY_ROWS else (part @ x.t()).t()
+            out[:, start : start + step] = product
         return out if bias is None else out.add_(bias)
+
+    def _is_direct(self, x: Tensor) -> bool:
+        """torch's own product of x and a weight of its type is the fastest."""
+        if x.dtype == torch.float32:
+            return not _FEW_ROWS < x.shape[0] < _MANY_ROWS
+        return self._native_bfloat16 or x.shape[0] <= _FEW_ROWS
 
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
