@@ -11,8 +11,9 @@ from shuzhai.step import KVPages, StepInput
 
 # A slice of a weight that is widened to float32 at a time: 8 MiB, which stays in the cache.
 _SLICE_ELEMENTS = 2**21
-# Up to so many rows, reading the weight costs more than multiplying: torch does both well.
+# Up to so many rows, torch's own product of float32 and of bfloat16 is the fastest.
 _FEW_ROWS = 3
+_FEW_BFLOAT16_ROWS = 8
 # From so many rows on, it pays that the library repacks the weight; below, the weight comes first
 # in the product, which spares the repacking.
 _MANY_ROWS = 64
@@ -42,11 +43,15 @@ class CpuKernels(Kernels):
                 return torch.mv(weight, x[0])[None]
             return F.linear(x, weight, bias)
         num_rows, width = weight.shape
-        step = num_rows if weight.dtype == torch.float32 else max(1, _SLICE_ELEMENTS // width)
+        is_wide = weight.dtype == torch.float32
+        step = num_rows if is_wide else max(1, _SLICE_ELEMENTS // width)
+        # One buffer for all slices: fresh memory costs more than the conversion.
+        buffer = torch.empty(0 if is_wide else min(step, num_rows), width)
         out = x.new_empty(x.shape[0], num_rows)
         x = x.float()
         for start in range(0, num_rows, step):
-            part = weight[start : start + step].float()
+            part = weight[start : start + step]
+            part = part if is_wide else buffer[: part.shape[0]].copy_(part)
             product = x @ part.t() if x.shape[0] >= _MANY_ROWS else (part @ x.t()).t()
             out[:, start : start + step] = product
         return out if bias is None else out.add_(bias)
@@ -55,7 +60,7 @@ class CpuKernels(Kernels):
         """torch's own product of x and a weight of its type is the fastest."""
         if x.dtype == torch.float32:
             return not _FEW_ROWS < x.shape[0] < _MANY_ROWS
-        return self._native_bfloat16 or x.shape[0] <= _FEW_ROWS
+        return self._native_bfloat16 or x.shape[0] <= _FEW_BFLOAT16_ROWS
 
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
