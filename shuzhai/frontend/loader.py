@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shuzhai.config import EngineConfig, Environment, read_checkpoint_config
 from shuzhai.engine.engine import Engine
+from shuzhai.errors import ConfigError, ModelNotFoundError
 from shuzhai.frontend.processor import Processor
+from shuzhai.hub.catalog import CATALOG, find
 from shuzhai.hub.progress import Progress, SilentProgress
 from shuzhai.hub.pull import resolve
 from shuzhai.hub.store import Store
@@ -35,6 +38,7 @@ def load_model(
 
     load_progress is called with the share of the weights that is loaded, 0 to 1.
     """
+    _refuse_vision(model)
     environment = Environment.read()
     store = Store.at_home(environment)
     folder = resolve(model, store, pull_progress or SilentProgress(), environment=environment)
@@ -42,3 +46,14 @@ def load_model(
     engine = Engine.load(checkpoint.decoder, config, folder, load_progress)
     processor = Processor.load(folder, checkpoint, engine.max_model_len, chat_template)
     return LoadedModel(folder.resolve().name, engine, processor)
+
+
+def _refuse_vision(model: str | Path) -> None:
+    """Say so before gigabytes are fetched, not after."""
+    with suppress(ModelNotFoundError):
+        entry = find(str(model))
+        if entry.kind == "vision":
+            text = ", ".join(e.name for e in CATALOG.values() if e.kind == "text")
+            raise ConfigError(
+                f"{entry.name} reads pictures, which this version cannot do yet; it runs {text}"
+            )
