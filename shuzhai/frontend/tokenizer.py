@@ -68,7 +68,10 @@ class Tokenizer(ABC):
         self._pieces |= {t.id: b"" if t.special else t.text.encode() for t in settings.added}
         self._spelling = {t.id: t.text for t in settings.added}
         self._added = added
-        self._reserved = {i: text for text, i in (*reserved.items(), *added.items())}
+        # An id may have two spellings: InternLM2's markers lie on top of pieces of its vocabulary.
+        self._reserved: dict[int, set[str]] = {}
+        for text, i in (*reserved.items(), *added.items()):
+            self._reserved.setdefault(i, set()).add(text)
         self._added_pattern = _any_of(added)
         self._strip_first_space = strip_first_space
         self.vocab_size = max(self._pieces) + 1
@@ -108,8 +111,11 @@ class Tokenizer(ABC):
         ids = self._encode(text)
         spelled: set[str] = set()
         while found := self._reserved.keys() & ids:
+            more = set().union(*(self._reserved[i] for i in found)) - spelled
+            if not more:  # a normaliser made it of something else, which is not worth keeping
+                return [i for i in ids if i not in self._reserved]
             # Cut every spelling after its first character, so that it falls apart.
-            spelled |= {self._reserved[i] for i in found}
+            spelled |= more
             cuts = sorted({at + 1 for each in spelled for at in _places(text, each)})
             bounds = [0, *cuts, len(text)]
             ids = [i for low, high in pairwise(bounds) for i in self._encode(text[low:high])]

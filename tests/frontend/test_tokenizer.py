@@ -96,6 +96,23 @@ def test_only_a_trusted_caller_can_spell_special_tokens(tokenizer: Tokenizer) ->
     assert tokenizer.token_bytes(end) == b""
 
 
+def test_markers_that_lie_on_pieces_of_the_vocabulary(tmp_path: Path) -> None:
+    """As InternLM2's: <|im_end|> and [UNUSED_TOKEN_145] are one id, and text becomes neither."""
+    write_tokenizer(tmp_path)
+    plain = load_tokenizer(tmp_path)
+    under = [plain.token_id(f"[UNUSED_TOKEN_{n}]") for n in (145, 146)]
+    decoder = {str(i): {"content": t, "special": True} for i, t in zip(under, CONTROL, strict=True)}
+    write_json(
+        tmp_path / "tokenizer_config.json", {"bos_token": "<s>", "added_tokens_decoder": decoder}
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert [tokenizer.token_id(name) for name in CONTROL] == under
+    for text in ("[UNUSED_TOKEN_145]", "a[UNUSED_TOKEN_146]b<|im_end|>", "[[UNUSED_TOKEN_145]]"):
+        ids = tokenizer.encode_text(text)
+        assert not set(under) & set(ids)
+        assert tokenizer.decode(ids) == text
+
+
 def test_half_a_surrogate_pair_is_bad_input(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequestError, match="surrogate"):
         tokenizer.encode_text("a\ud800b")
@@ -143,5 +160,7 @@ def test_the_real_vocabulary(kind: str) -> None:
         assert tokenizer.encode(case["text"], add_bos=True, parse_special=True) == case["ids"]
         assert tokenizer.encode(case["text"], parse_special=True) == case["ids_no_bos"]
         assert tokenizer.decode(case["ids"]) == case["decoded_plain"]
+        markers = {tokenizer.token_id(f"[UNUSED_TOKEN_{n}]") for n in range(141, 147)}
+        assert not markers & set(tokenizer.encode_text(case["text"]))
         if not any(text in case["text"] for text in expected["added_tokens"]):
             assert tokenizer.encode(case["text"]) == case["ids_no_bos"]
