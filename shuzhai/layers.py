@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,15 +13,58 @@ from shuzhai.step import KVPages, StepInput
 
 
 class Linear:
-    """y = x W^T + b, with weight [out, in]."""
+    """y = x W^T + b, with weight [out, in], and a partial LoRA where the model has one."""
 
-    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        lora: PartialLora | None = None,
+    ) -> None:
         self._kernels = kernels
         self.weight = weight
         self.bias = bias
+        self._lora = lora
+
+    def __call__(self, x: Tensor, image_rows: Tensor | None = None) -> Tensor:
+        """[T, in] -> [T, out]; image_rows [I]: the rows on which a partial LoRA acts."""
+        out = self._kernels.linear(x, self.weight, self.bias)
+        return out if self._lora is None else self._lora(out, x, image_rows)
+
+
+class PartialLora:
+    """A low-rank addition to a linear layer that acts on the rows of pictures only.
+
+    (XComposer2, arXiv:2401.16420.) Several parts where the layer's outputs are a concatenation,
+    each with its place among them.
+    """
+
+    def __init__(self, kernels: Kernels, parts: Sequence[tuple[Tensor, Tensor, int]]) -> None:
+        """parts: (down [rank, in], up [m, rank], first output)"""
+        self._kernels = kernels
+        self._parts = parts
+
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Add to out [T, m], in place, for these rows of x [T, in]; None: no picture, no work."""
+        if rows is not None:
+            for down, up, first in self._parts:
+                part = out[:, first : first + up.shape[0]]
+                self._kernels.add_partial_lora(part, x, rows, down, up)
+        return out
+
+
+class LayerNorm:
+    """Layer normalisation (arXiv:1607.06450)."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self._kernels = kernels
+        self.weight = weight
+        self.bias = bias
+        self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.linear(x, self.weight, self.bias)
+        return self._kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm:
@@ -85,10 +130,10 @@ class PagedAttention:
         self, x: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, step: StepInput
     ) -> Tensor:
         """[T, n] -> [T, n]; writes the step's keys and values into the pages."""
-        heads = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
+        heads = self._qkv(x, step.image_rows).view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
         turning, v = heads.split([self._num_heads + self._num_kv_heads, self._num_kv_heads], 1)
         turned = self._kernels.rotary(turning, cos, sin)
         q, k = turned.split([self._num_heads, self._num_kv_heads], 1)
         self._kernels.store_kv(k, v, pages, step.slots)
         attended = self._kernels.paged_attention(q, pages, step, self._head_dim**-0.5)
-        return self._out(attended.flatten(1))
+        return self._out(attended.flatten(1), step.image_rows)

@@ -1,7 +1,8 @@
 """All that one forward pass is told: an argument of everything, a global of nothing.
 
 Letters in shape comments, here and everywhere: T tokens of this step, B sequences, P pages of the
-longest sequence, R rows whose logits are wanted, H heads, K kv heads, D head size.
+longest sequence, R rows whose logits are wanted, I rows of pictures, H heads, K kv heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ class StepInput:
     logit_rows    [R] int64, indices into T
     rope_lengths  [T] int64 sequence length that sets each token's rotary base (dynamic NTK beyond
                   the training length), or None when every base is the plain one
+    image_rows    [I] int64, indices into T of the positions of pictures, or None where there are
+                  none: known on the host, so that no step asks the device
+    image_states  [I, n] what stands there instead of embedded tokens
     """
 
     token_ids: Tensor
@@ -34,6 +38,8 @@ class StepInput:
     block_tables: Tensor
     logit_rows: Tensor
     rope_lengths: Tensor | None = None
+    image_rows: Tensor | None = None
+    image_states: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ class Kernels:
         """The type in which activations flow between layers for weights of a type."""
         return weight_dtype
 
+    def encoder_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """The same for a vision tower."""
+        return self.activation_dtype(weight_dtype)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, in], weight [out, in], bias [out] -> [T, out] in the type of x."""
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -33,6 +37,33 @@ class Kernels:
         x32 = x.float()
         scale = x32.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         return (x32 * scale).mul_(weight).to(x.dtype), x
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """[T, n] -> [T, n]"""
+        normed = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
+        return normed.to(x.dtype)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """x times the normal distribution's mass below it, exactly (arXiv:1606.08415)."""
+        return F.gelu(x)
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        """CLIP's: x sigmoid(1.702 x)."""
+        return x * torch.sigmoid(1.702 * x)
+
+    def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of all to all in each of N pictures: [N, S, H, D] each, same out."""
+        scores = torch.einsum("nthd,nshd->nhts", query.float(), key.float()) * scale
+        return torch.einsum("nhts,nshd->nthd", scores.softmax(-1), value.float()).to(query.dtype)
+
+    def add_partial_lora(
+        self, out: Tensor, x: Tensor, rows: Tensor, down: Tensor, up: Tensor
+    ) -> None:
+        """Add x W_down^T W_up^T to these rows [I] of out [T, m], a view or not, in place.
+
+        x [T, n], down [rank, n], up [m, rank].
+        """
+        out[rows] += self.linear(self.linear(x[rows], down), up)
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate the halves of each head: x [T, H, D]; cos and sin [T, 1, D] float32.

@@ -37,6 +37,10 @@ class CpuKernels(Kernels):
         """float32 for float16 weights: CPUs are slow at float16, and activations overflow it."""
         return torch.float32 if weight_dtype == torch.float16 else weight_dtype
 
+    def encoder_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """A tower has many rows at a time, whose products run in float32: nothing to convert."""
+        return weight_dtype if self._native_bfloat16 else torch.float32
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.dtype == weight.dtype and self._is_direct(x):
             if x.shape[0] == 1 and bias is None and x.dtype != torch.float32:
@@ -47,14 +51,16 @@ class CpuKernels(Kernels):
         step = num_rows if is_wide else max(1, _SLICE_ELEMENTS // width)
         # One buffer for all slices: fresh memory costs more than the conversion.
         buffer = torch.empty(0 if is_wide else min(step, num_rows), width)
-        out = x.new_empty(x.shape[0], num_rows)
-        x = x.float()
+        wide, out = x.float(), torch.empty(x.shape[0], num_rows)
         for start in range(0, num_rows, step):
             part = weight[start : start + step]
             part = part if is_wide else buffer[: part.shape[0]].copy_(part)
-            product = x @ part.t() if x.shape[0] >= _MANY_ROWS else (part @ x.t()).t()
-            out[:, start : start + step] = product
-        return out if bias is None else out.add_(bias)
+            place = out[:, start : start + step]
+            if x.shape[0] >= _MANY_ROWS:
+                torch.mm(wide, part.t(), out=place)
+            else:
+                place.copy_((part @ wide.t()).t())
+        return (out if bias is None else out.add_(bias)).to(x.dtype)
 
     def _is_direct(self, x: Tensor) -> bool:
         """torch's own product of x and a weight of its type is the fastest."""
@@ -84,6 +90,12 @@ class CpuKernels(Kernels):
             )
             parts.append(attended[0].transpose(0, 1).to(query.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def dense_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        dtype = query.dtype if self._native_bfloat16 else torch.float32
+        q, k, v = (x.to(dtype).transpose(1, 2) for x in (query, key, value))
+        attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return attended.transpose(1, 2).to(query.dtype)
 
     def gather(self, pages: KVPages, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """No copy where the pages lie one after the other, as those of a single chat mostly do."""

@@ -5,7 +5,6 @@ It knows nothing of checkpoints (`models/weights.py`) nor of requests: tokens in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from shuzhai.config import DecoderConfig
 from shuzhai.kernels.base import Kernels
-from shuzhai.layers import Linear, PagedAttention, RMSNorm, Rotary
+from shuzhai.layers import Linear, PagedAttention, PartialLora, RMSNorm, Rotary
 from shuzhai.step import KVPages, StepInput
 
 
@@ -21,7 +20,7 @@ def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a decoder by its own name here, with its shape.
 
     qkv holds the rows of all query heads, then of all keys, then of all values; gate_up those of
-    the gate, then of up.
+    the gate, then of up. A partial LoRA's tensors are those of each linear layer of the original.
     """
     n, wide, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     q_size, kv_size = (h * config.head_dim for h in (config.num_heads, config.num_kv_heads))
@@ -39,13 +38,25 @@ def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         }
         if config.attention_bias:
             layer |= {"qkv_bias": (q_size + 2 * kv_size,), "out_bias": (n,)}
+        for name, out, width, rank in _lora_parts(config):
+            layer |= {f"{name}_lora_down": (rank, width), f"{name}_lora_up": (out, rank)}
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
 
 
-def num_parameters(config: DecoderConfig) -> int:
-    """How many numbers the weights of a decoder are."""
-    return sum(math.prod(shape) for shape in decoder_shapes(config).values())
+def _lora_parts(config: DecoderConfig) -> list[tuple[str, int, int, int]]:
+    """(name, outputs, inputs, rank) of each partial LoRA of a block."""
+    if config.lora is None:
+        return []
+    n, wide, ranks = config.hidden_size, config.intermediate_size, config.lora
+    q_size, kv_size = (h * config.head_dim for h in (config.num_heads, config.num_kv_heads))
+    return [
+        ("qkv", q_size + 2 * kv_size, n, ranks.qkv),
+        ("out", n, q_size, ranks.out),
+        ("gate", wide, n, ranks.gate),
+        ("up", wide, n, ranks.up),
+        ("down", n, wide, ranks.down),
+    ]
 
 
 class _Layer:
@@ -54,8 +65,24 @@ class _Layer:
     def __init__(
         self, config: DecoderConfig, kernels: Kernels, weights: Mapping[str, Tensor], prefix: str
     ) -> None:
-        def linear(name: str) -> Linear:
-            return Linear(kernels, weights[prefix + name], weights.get(f"{prefix}{name}_bias"))
+        def linear(name: str, lora: Mapping[str, int] | None = None) -> Linear:
+            """lora: names of its partial LoRAs, with the place of each among the outputs."""
+            adapter = None
+            if config.lora is not None:
+                parts = (lora or {name: 0}).items()
+                adapter = PartialLora(
+                    kernels,
+                    [
+                        (
+                            weights[f"{prefix}{part}_lora_down"],
+                            weights[f"{prefix}{part}_lora_up"],
+                            at,
+                        )
+                        for part, at in parts
+                    ],
+                )
+            bias = weights.get(f"{prefix}{name}_bias")
+            return Linear(kernels, weights[prefix + name], bias, adapter)
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(kernels, weights[prefix + name], config.rms_norm_eps)
@@ -63,7 +90,8 @@ class _Layer:
         self._kernels = kernels
         self._attention_norm, self._ffn_norm = norm("attention_norm"), norm("ffn_norm")
         self._attention = PagedAttention(kernels, config, linear("qkv"), linear("out"))
-        self._gate_up, self._down = linear("gate_up"), linear("down")
+        self._gate_up = linear("gate_up", {"gate": 0, "up": config.intermediate_size})
+        self._down = linear("down")
 
     def __call__(
         self,
@@ -78,7 +106,8 @@ class _Layer:
         x, residual = self._attention_norm(x, residual)
         x = self._attention(x, cos, sin, pages, step)
         x, residual = self._ffn_norm(x, residual)
-        return self._down(self._kernels.silu_mul(self._gate_up(x))), residual
+        hidden = self._kernels.silu_mul(self._gate_up(x, step.image_rows))
+        return self._down(hidden, step.image_rows), residual
 
 
 class Decoder:
@@ -89,7 +118,7 @@ class Decoder:
     ) -> None:
         self.config = config
         self._embedding = weights["embedding"]
-        self._activation_dtype = kernels.activation_dtype(self._embedding.dtype)
+        self.activation_dtype = kernels.activation_dtype(self._embedding.dtype)
         self._rotary = Rotary(config, self._embedding.device)
         self._layers = [
             _Layer(config, kernels, weights, f"layers.{i}.") for i in range(config.num_layers)
@@ -99,7 +128,9 @@ class Decoder:
 
     def __call__(self, step: StepInput, kv: Sequence[KVPages]) -> Tensor:
         """Run one step: hidden states [R, n] of the step's logit rows. Fills the pages of kv."""
-        x = F.embedding(step.token_ids, self._embedding).to(self._activation_dtype)
+        x = F.embedding(step.token_ids, self._embedding).to(self.activation_dtype)
+        if step.image_rows is not None and step.image_states is not None:
+            x[step.image_rows] = step.image_states.to(x.dtype)
         cos, sin = self._rotary(step)
         residual: Tensor | None = None
         for layer, pages in zip(self._layers, kv, strict=True):

@@ -1,144 +1,126 @@
-"""From the files of a checkpoint to the tensors of a decoder; every name is accounted for.
+"""From the files of a checkpoint to the tensors of a model; every name is accounted for.
 
 Nothing in a checkpoint is executed: safetensors hold numbers only, and `.bin` files go through
-`torch.load(weights_only=True)`. Peak host memory: the decoder's own tensors and one of the file's.
+`torch.load(weights_only=True)`. Peak host memory: the model's own tensors and one of the file's.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shuzhai.config import DecoderConfig, read_json
+from shuzhai.checkpoint import CheckpointConfig, TowerHints, read_json
+from shuzhai.config import ModelConfig
 from shuzhai.errors import CheckpointError
 from shuzhai.models.decoder import decoder_shapes
+from shuzhai.models.internvl import internvl_names, internvl_shapes
+from shuzhai.models.names import Placement, decoder_names
+from shuzhai.models.xcomposer2 import (
+    XCOMPOSER2_UNUSED,
+    xcomposer2_config,
+    xcomposer2_names,
+    xcomposer2_shapes,
+)
+
+# Index and files of the two ways in which checkpoints hold tensors.
+_SAFETENSORS = ("model.safetensors.index.json", "model*.safetensors")
+_BIN = ("pytorch_model.bin.index.json", "pytorch_model*.bin")
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A checkpoint tensor is `rows` rows of `target` from `start` on (None: all of it)."""
-
-    target: str
-    start: int = 0
-    rows: int | None = None
-    reorder: Callable[[Tensor], Tensor] | None = None
+# The tensors of a model, by part: "decoder" and, where it has one, "vision".
+Weights = dict[str, dict[str, Tensor]]
 
 
-def _internlm2_names(config: DecoderConfig) -> dict[str, Placement]:
-    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    wide = config.intermediate_size
-
-    def ungroup(wqkv: Tensor) -> Tensor:
-        """Rows per kv head [its query heads, key, value] -> all queries, all keys, all values."""
-        groups = wqkv.view(kv_heads, heads // kv_heads + 2, dim, *wqkv.shape[1:])
-        parts = groups[:, :-2], groups[:, -2], groups[:, -1]
-        return torch.cat([part.reshape(-1, *wqkv.shape[1:]) for part in parts])
-
-    names = {
-        "model.tok_embeddings.weight": Placement("embedding"),
-        "model.norm.weight": Placement("norm"),
-        "output.weight": Placement("head"),
-    }
-    for i in range(config.num_layers):
-        there, here = f"model.layers.{i}.", f"layers.{i}."
-        names |= {
-            there + "attention_norm.weight": Placement(here + "attention_norm"),
-            there + "attention.wqkv.weight": Placement(here + "qkv", reorder=ungroup),
-            there + "attention.wqkv.bias": Placement(here + "qkv_bias", reorder=ungroup),
-            there + "attention.wo.weight": Placement(here + "out"),
-            there + "attention.wo.bias": Placement(here + "out_bias"),
-            there + "ffn_norm.weight": Placement(here + "ffn_norm"),
-            there + "feed_forward.w1.weight": Placement(here + "gate_up", 0, wide),
-            there + "feed_forward.w3.weight": Placement(here + "gate_up", wide, wide),
-            there + "feed_forward.w2.weight": Placement(here + "down"),
-        }
-    return _existing(config, names)
+def read_model_config(folder: Path, checkpoint: CheckpointConfig) -> ModelConfig:
+    """What the engine runs; where the config leaves it open, the tensors are looked at."""
+    if not isinstance(checkpoint.vision, TowerHints):
+        return ModelConfig(checkpoint.decoder, checkpoint.vision)
+    try:
+        return xcomposer2_config(checkpoint.decoder, checkpoint.vision, read_shapes(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
-def _llama_names(config: DecoderConfig) -> dict[str, Placement]:
-    wide = config.intermediate_size
-    q_rows, kv_rows = (h * config.head_dim for h in (config.num_heads, config.num_kv_heads))
-    names = {
-        "model.embed_tokens.weight": Placement("embedding"),
-        "model.norm.weight": Placement("norm"),
-        "lm_head.weight": Placement("head"),
-    }
-    for i in range(config.num_layers):
-        there, here = f"model.layers.{i}.", f"layers.{i}."
-        attention = there + "self_attn."
-        for kind in ("weight", "bias"):
-            suffix = "_bias" if kind == "bias" else ""
-            names |= {
-                f"{attention}q_proj.{kind}": Placement(f"{here}qkv{suffix}", 0, q_rows),
-                f"{attention}k_proj.{kind}": Placement(f"{here}qkv{suffix}", q_rows, kv_rows),
-                f"{attention}v_proj.{kind}": Placement(
-                    f"{here}qkv{suffix}", q_rows + kv_rows, kv_rows
-                ),
-                f"{attention}o_proj.{kind}": Placement(f"{here}out{suffix}"),
-            }
-        names |= {
-            there + "input_layernorm.weight": Placement(here + "attention_norm"),
-            there + "post_attention_layernorm.weight": Placement(here + "ffn_norm"),
-            there + "mlp.gate_proj.weight": Placement(here + "gate_up", 0, wide),
-            there + "mlp.up_proj.weight": Placement(here + "gate_up", wide, wide),
-            there + "mlp.down_proj.weight": Placement(here + "down"),
-        }
-    return _existing(config, names)
+def model_shapes(model: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shape of every tensor, by part."""
+    shapes = {"decoder": decoder_shapes(model.decoder)}
+    if model.vision is not None:
+        build = internvl_shapes if model.vision.family == "internvl" else xcomposer2_shapes
+        shapes["vision"] = build(model.vision, model.decoder.hidden_size)
+    return shapes
 
 
-def _existing(config: DecoderConfig, names: Mapping[str, Placement]) -> dict[str, Placement]:
-    """Without the tensors that this decoder does not have: biases, the head of a tied embedding."""
-    shapes = decoder_shapes(config)
-    return {name: place for name, place in names.items() if place.target in shapes}
+def num_parameters(model: ModelConfig) -> int:
+    """How many numbers the weights of a model are."""
+    return sum(math.prod(s) for part in model_shapes(model).values() for s in part.values())
 
 
-def load_decoder(
+def _names(model: ModelConfig) -> dict[str, tuple[str, Placement]]:
+    """Part and place of each tensor, by its name in the checkpoint."""
+    prefix = _decoder_prefix(model)
+    names = {prefix + n: ("decoder", place) for n, place in decoder_names(model.decoder).items()}
+    if model.vision is not None:
+        build = internvl_names if model.vision.family == "internvl" else xcomposer2_names
+        names |= {name: ("vision", place) for name, place in build(model.vision).items()}
+    return names
+
+
+def _decoder_prefix(model: ModelConfig) -> str:
+    return "language_model." if model.vision and model.vision.family == "internvl" else ""
+
+
+def load_weights(
     folder: Path,
-    config: DecoderConfig,
+    model: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
-    """The decoder's tensors from a checkpoint folder, in `dtype` on `device`.
+) -> Weights:
+    """The model's tensors from a checkpoint folder, in `dtype` on `device`.
 
     progress is called with the bytes placed so far. CheckpointError names the tensor that is
     missing, left over, of a wrong shape or of a type that is not implemented.
     """
-    build = _internlm2_names if config.layout == "internlm2" else _llama_names
-    names = build(config)  # where each tensor goes, by its name in the checkpoint
+    names = _names(model)
     weights = {
-        name: torch.empty(shape, dtype=dtype, device=device)
-        for name, shape in decoder_shapes(config).items()
+        part: {n: torch.empty(s, dtype=dtype, device=device) for n, s in shapes.items()}
+        for part, shapes in model_shapes(model).items()
     }
+    prefix = _decoder_prefix(model)
+    tied = model.decoder.tie_word_embeddings
+    tied_names = {prefix + "output.weight", prefix + "lm_head.weight"} if tied else set()
     waiting = dict(names)
     placed_bytes = 0
     heads: list[Tensor] = []
     for name, tensor in read_tensors(folder):
         # `.bin` files name a tied embedding twice.
-        if config.tie_word_embeddings and name in ("output.weight", "lm_head.weight"):
+        if name in tied_names:
             heads.append(tensor)
             continue
         # Old Llama checkpoints carry this buffer; it is computed from the config.
-        if name.endswith("rotary_emb.inv_freq"):
+        if name.endswith("rotary_emb.inv_freq") or name in XCOMPOSER2_UNUSED:
             continue
         if name not in waiting:
             known = "comes twice" if name in names else "is not part of this architecture"
             raise CheckpointError(f"{folder}: tensor {name} {known}")
-        placed_bytes += _place(folder, name, tensor, waiting.pop(name), weights)
+        part, place = waiting.pop(name)
+        placed_bytes += _place(folder, name, tensor, place, weights[part])
         if progress is not None:
             progress(placed_bytes)
     if waiting:
         missing = sorted(waiting)
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(f"{folder}: missing tensors {', '.join(missing[:3])}{more}")
-    if any(not torch.equal(head.to(weights["embedding"]), weights["embedding"]) for head in heads):
+    embedding = weights["decoder"]["embedding"]
+    if any(not torch.equal(head.to(embedding), embedding) for head in heads):
         raise CheckpointError(
             f"{folder}: tie_word_embeddings is set, but the head is not the embedding"
         )
@@ -154,26 +136,44 @@ def _place(
     rows = weights[placement.target]
     if placement.rows is not None:
         rows = rows[placement.start : placement.start + placement.rows]
-    if rows.shape != tensor.shape:
+    expected = rows.shape if placement.shape is None else placement.shape
+    if tensor.shape != expected:
         raise CheckpointError(
             f"{folder}: tensor {name} has shape {list(tensor.shape)}, "
-            f"but config.json asks for {list(rows.shape)}"
+            f"but config.json asks for {list(expected)}"
         )
-    rows.copy_(tensor if placement.reorder is None else placement.reorder(tensor))
+    if placement.reorder is not None:
+        tensor = placement.reorder(tensor)
+    rows.copy_(tensor.reshape(rows.shape))
     return rows.numel() * rows.element_size()
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor) of a checkpoint folder, one by one: safetensors, else `.bin` files."""
-    if files := _shards(folder, "model.safetensors.index.json", "model*.safetensors"):
+    if files := _shards(folder, *_SAFETENSORS):
         for file in files:
-            yield from _read_safetensors(file)
+            with _open_safetensors(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    yield name, tensors.get_tensor(name)
         return
-    if files := _shards(folder, "pytorch_model.bin.index.json", "pytorch_model*.bin"):
+    if files := _shards(folder, *_BIN):
         for file in files:
             yield from _read_bin(file)
         return
     raise CheckpointError(f"{folder} has neither model*.safetensors nor pytorch_model*.bin")
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a checkpoint folder; the numbers themselves are not read."""
+    files = _shards(folder, *_SAFETENSORS)
+    if not files:
+        return {name: tuple(tensor.shape) for name, tensor in read_tensors(folder)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with _open_safetensors(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
 
 
 def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
@@ -189,11 +189,11 @@ def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+@contextmanager
+def _open_safetensors(file: Path) -> Iterator[safe_open]:
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name)
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; fetch it again") from error
 
@@ -215,19 +215,19 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def random_decoder(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
+def random_weights(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
     """Weights of the right shapes for measuring speed: one block of noise, repeated."""
     generator = torch.Generator().manual_seed(0)
     noise = (torch.randn(2**22, generator=generator) * 0.02).to(dtype).to(device)
-    weights = {}
-    for name, shape in decoder_shapes(config).items():
-        tensor = torch.empty(shape, dtype=dtype, device=device)
-        if name.endswith("norm"):
-            tensor.fill_(1.0)
-        else:
-            for part in tensor.flatten().split(noise.numel()):
-                part.copy_(noise[: part.numel()])
-        weights[name] = tensor
+    weights: Weights = {}
+    for part, shapes in model_shapes(model).items():
+        weights[part] = {}
+        for name, shape in shapes.items():
+            tensor = torch.empty(shape, dtype=dtype, device=device)
+            if name.endswith(("norm", "norm1", "norm2")):
+                tensor.fill_(1.0)
+            else:
+                for piece in tensor.flatten().split(noise.numel()):
+                    piece.copy_(noise[: piece.numel()])
+            weights[part][name] = tensor
     return weights

@@ -27,7 +27,7 @@ BROAD_HANDLERS = {
 }
 
 FLOORS = [
-    {"errors", "config", "telemetry"},
+    {"errors", "config", "checkpoint", "telemetry"},
     {"formats", "kernels", "step", "comm"},
     {"layers", "models"},
     {"engine"},

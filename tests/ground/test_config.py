@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shuzhai import CheckpointError, ConfigError, EngineConfig
-from shuzhai.config import Environment, parse_bytes, read_checkpoint_config
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.config import Environment, parse_bytes
 from tests.support.tiny import TinyShape, internlm2_config, write_json
 
 GOOD = internlm2_config(TinyShape(), 400)

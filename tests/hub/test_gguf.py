@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from shuzhai.config import read_checkpoint_config
+from shuzhai.checkpoint import read_checkpoint_config
 from shuzhai.errors import CheckpointError
 from shuzhai.hub.gguf_convert import convert, unpermute
 from tests.hub import tiny_gguf

@@ -116,3 +116,26 @@ def test_the_reference_norm_has_unit_root_mean_square() -> None:
     normed, total = REFERENCE.rms_norm(x, torch.full((63,), 2.0), 0.0, residual)
     torch.testing.assert_close(total, x + residual)
     torch.testing.assert_close(normed, 2 * total / total.square().mean(-1, keepdim=True).sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tiles", "positions", "heads", "dim"), [(1, 1, 1, 64), (3, 65, 4, 16)])
+def test_dense_attention(
+    kernels: CpuKernels, dtype: torch.dtype, tiles: int, positions: int, heads: int, dim: int
+) -> None:
+    q, k, v = (noise(tiles, positions + i, heads, dim, dtype=dtype)[:, i:] for i in range(3))
+    expected = REFERENCE.dense_attention(q.float(), k.float(), v.float(), 0.3)
+    attended = kernels.dense_attention(q, k, v, 0.3)
+    assert attended.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(attended.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [[0], [5, 2, 3], list(range(66))])
+def test_partial_lora_changes_its_rows_alone(kernels: CpuKernels, rows: list[int]) -> None:
+    x, down, up = noise(66, 33), noise(8, 33), noise(20, 8)
+    whole = noise(66, 50)
+    expected = whole.clone()
+    expected[rows, 10:30] += x[rows] @ down.t() @ up.t()
+    kernels.add_partial_lora(whole[:, 10:30], x, torch.tensor(rows), down, up)
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)

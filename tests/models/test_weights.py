@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shuzhai import LLM, CheckpointError
-from shuzhai.config import read_checkpoint_config
-from shuzhai.models.weights import load_decoder
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.models.weights import load_weights, read_model_config
 from tests.support.tiny import TinyShape, write_checkpoint, write_json
 
 CPU = torch.device("cpu")
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
-    config = read_checkpoint_config(folder).decoder
-    return load_decoder(folder, config, torch.float32, CPU)
+    model = read_model_config(folder, read_checkpoint_config(folder))
+    return load_weights(folder, model, torch.float32, CPU)["decoder"]
 
 
 def logits(folder: Path) -> torch.Tensor:

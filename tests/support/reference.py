@@ -21,20 +21,26 @@ BESIDE = Path(__file__).parents[3] / "shared" / "reference"
 
 # Largest differences between float32 implementations, with a margin: a wrong detail is far above.
 LOGITS_TOLERANCE = 2e-4
+VISION_TOLERANCE = 5e-5
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint folder with cases.json and tensors.safetensors."""
+    """A checkpoint folder with cases.json and tensors.safetensors.
+
+    image_id   what stands at the positions of pictures
+    """
 
     folder: Path
     cases: list[dict[str, Any]]
     tensors: dict[str, Tensor]
+    image_id: int = -1
 
     @classmethod
     def read(cls, folder: Path) -> Reference:
-        cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
-        return cls(folder, cases, load_file(folder / "tensors.safetensors"))
+        data = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "tensors.safetensors")
+        return cls(folder, data["cases"], tensors, data.get("img_context_token_id", -1))
 
     def checkpoint(self, case: dict[str, Any], scratch: Path) -> Path:
         """The folder to load for a case: a copy with another config.json where the case asks."""
