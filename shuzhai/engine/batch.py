@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -51,11 +52,19 @@ class BatchBuilder:
         rows: list[int] = []
         sample_rows: list[tuple[int, int]] = []
         prompt_rows: list[PromptRows] = []
+        image_rows: list[int] = []
+        image_states: list[Tensor] = []
         for i, entry in enumerate(scheduled):
             base = len(token_ids) - entry.start  # row of the step = base + position
             token_ids += entry.sequence.token_ids[entry.start : entry.end]
             positions += range(entry.start, entry.end)
             starts.append(len(token_ids))
+            for first, states in _picture_parts(entry):
+                new_rows = range(base + first, base + first + len(states))
+                # The id of a picture's position may be none of the vocabulary.
+                token_ids[new_rows.start : new_rows.stop] = [0] * len(states)
+                image_rows += new_rows
+                image_states.append(states)
             prompt = self._prompt_span(entry)
             if prompt:
                 first = len(rows)
@@ -80,6 +89,8 @@ class BatchBuilder:
             block_tables=block_tables,
             logit_rows=self._tensor(rows),
             rope_lengths=self._rope_lengths(scheduled),
+            image_rows=self._tensor(image_rows) if image_rows else None,
+            image_states=torch.cat(image_states) if image_rows else None,
         )
         return Batch(step, sample_rows, prompt_rows)
 
@@ -112,3 +123,16 @@ class BatchBuilder:
 
     def _tensor(self, values: list, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(self._device)
+
+
+def _picture_parts(entry: Scheduled) -> Iterator[tuple[int, Tensor]]:
+    """(first position, rows) of each stretch of an entry that belongs to a picture."""
+    sequence = entry.sequence
+    if entry.start >= sequence.images_end:
+        return
+    for i, image in enumerate(sequence.request.images):
+        low, high = max(entry.start, image.start), min(entry.end, image.end)
+        if low < high:
+            rows = sequence.pictures[i].rows
+            assert rows is not None, "the scheduler goes no further than rows are ready"
+            yield low, rows[low - image.start : high - image.start]

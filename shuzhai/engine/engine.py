@@ -6,17 +6,21 @@ thread owns it. Two engines may live in one process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shuzhai.config import DecoderConfig, EngineConfig
+from shuzhai.checkpoint import CheckpointConfig
+from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.batch import Batch, BatchBuilder, PromptRows
 from shuzhai.engine.block_pool import BlockPool
 from shuzhai.engine.memory import MemoryPlan
+from shuzhai.engine.picture_pool import Picture, PicturePool
 from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
 from shuzhai.engine.runner import Runner
 from shuzhai.engine.sampler import report_logprobs, sample
@@ -44,12 +48,13 @@ class Engine:
     """Continuous batching over one model."""
 
     def __init__(self, runner: Runner, config: EngineConfig) -> None:
-        model = runner.decoder.config
-        self.model_config = model
+        model = runner.model.decoder
+        self.model_config = runner.model
         self.config = config
         self._runner = runner
         self._scheduler = Scheduler(
             BlockPool(runner.plan.num_blocks, runner.plan.block_size),
+            PicturePool(runner.plan.picture_rows),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=runner.plan.max_model_len,
@@ -64,13 +69,18 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: DecoderConfig,
+        checkpoint: CheckpointConfig,
         config: EngineConfig,
-        folder: Path | None,
+        folder: Path,
         progress: Callable[[float], None] | None = None,
     ) -> Engine:
-        """Load a checkpoint folder, or random weights (None) to measure speed."""
-        return cls(Runner.load(model, config, folder, progress), config)
+        """Load a checkpoint folder; progress is called with the share that is loaded, 0 to 1."""
+        return cls(Runner.load(checkpoint, config, folder, progress), config)
+
+    @classmethod
+    def random(cls, model: ModelConfig, config: EngineConfig) -> Engine:
+        """Random weights, to measure speed."""
+        return cls(Runner.random(model, config), config)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -94,7 +104,7 @@ class Engine:
         count, limit = len(request.token_ids), self.max_model_len
         if count == 0:
             raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
-        params, vocab = request.params, self.model_config.vocab_size
+        params, vocab = request.params, self.model_config.decoder.vocab_size
         wanted = 0 if request.want_prompt_logits else max(params.max_tokens or 1, params.min_tokens)
         if count + wanted > limit:
             room = limit - count
@@ -109,8 +119,10 @@ class Engine:
                 if params.max_tokens
                 else "min_tokens",
             )
+        self._check_images(request)
+        prompt = set(request.token_ids) - ({-1} if request.images else set())
         for name, ids in (
-            ("prompt", request.token_ids),
+            ("prompt", prompt),
             ("logit_bias", params.logit_bias),
             ("stop_token_ids", params.stop_token_ids),
         ):
@@ -118,6 +130,40 @@ class Engine:
                 raise InvalidRequestError(
                     f"{name}: token ids must be from 0 to {vocab - 1}", param=name
                 )
+
+    def _check_images(self, request: Request) -> None:
+        """Pictures that this model can encode, at their places."""
+        if not request.images:
+            return
+        vision, room = self.model_config.vision, self._runner.plan.picture_rows
+        if vision is None:
+            raise InvalidRequestError(
+                "this model reads text only; choose a vision model for pictures", "messages"
+            )
+        if request.params.prompt_logprobs is not None:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be had of a prompt with pictures", "prompt_logprobs"
+            )
+        at = 0
+        for image in request.images:
+            tiles, size = image.pixels.shape[0], vision.image_size
+            fits = image.pixels.shape == (tiles, size, size, 3)
+            count = tiles * vision.tokens_per_tile
+            if not (fits and at <= image.start and image.end - image.start == count > 0):
+                raise InvalidRequestError(
+                    f"a picture of {tiles} tiles takes {count} positions in a row in the prompt, "
+                    "and its tiles are of this model's size; encode it with this model",
+                    "messages",
+                )
+            if count > room:
+                raise InvalidRequestError(
+                    f"a picture takes {count} rows and {room} are the most; "
+                    "ask for fewer tiles (max_tiles)",
+                    "messages",
+                )
+            at = image.end
+        if at > len(request.token_ids) or -1 in _outside(request):
+            raise InvalidRequestError("token id -1 stands for pictures only", "prompt")
 
     def add(self, request: Request) -> None:
         """Queue a request that `check` has passed."""
@@ -138,6 +184,11 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Run one step; what each request that took part got from it."""
         scheduled = self._scheduler.schedule()
+        if failed := self._encode_pictures():
+            scheduled = [entry for entry in scheduled if entry.sequence not in failed]
+        return [_failure(sequence) for sequence in failed] + self._run(scheduled)
+
+    def _run(self, scheduled: list[Scheduled]) -> list[StepOutput]:
         if not scheduled:
             return []
         batch = self._batches.build(scheduled)
@@ -153,6 +204,50 @@ class Engine:
                 zip(scheduled, tokens, reports, reasons, strict=True)
             )
         ]
+
+    def _encode_pictures(self) -> list[Sequence]:
+        """Encode one batch of the tiles that are waited for; the sequences that failed by it."""
+        tiles = self._scheduler.pictures.next_tiles(self._runner.plan.tiles_per_batch)
+        return self._encode(tiles) if tiles else []
+
+    def _encode(self, tiles: list[tuple[Picture, int, int]]) -> list[Sequence]:
+        try:
+            parts = [p.pixels[first:end] for p, first, end in tiles if p.pixels is not None]
+            rows = self._runner.encode(np.concatenate(parts))
+            for picture, _, _ in tiles:
+                if picture.rows is None:
+                    picture.rows = rows.new_empty(picture.num_rows, rows.shape[1])
+        # How PyTorch says that memory is short, on every device.
+        except (MemoryError, RuntimeError):
+            if len(tiles) > 1:  # one by one: only those that really do not fit shall fail
+                return [sequence for each in tiles for sequence in self._encode([each])]
+            logging.getLogger(__name__).exception("a picture could not be encoded")
+            return self._fail_holders(tiles[0][0])
+        done = 0
+        for picture, _, end in tiles:
+            assert picture.rows is not None, "made above"
+            at = picture.num_ready_rows
+            picture.advance(end)
+            count = picture.num_ready_rows - at
+            picture.rows[at : at + count] = rows[done : done + count]
+            done += count
+        return []
+
+    def _fail_holders(self, picture: Picture) -> list[Sequence]:
+        holders = [s for s in self._scheduler.running if picture in s.pictures.values()]
+        for sequence in holders:
+            self.abort(sequence.request.id)
+        return holders
+
+    def vision_features(self, pixels: np.ndarray) -> Tensor:
+        """Tiles [N, size, size, 3] uint8 -> the decoder's rows [N * tokens_per_tile, n] float32."""
+        count = self._runner.plan.tiles_per_batch
+        with torch.inference_mode():
+            parts = [
+                self._runner.encode(pixels[at : at + count]).float().cpu()
+                for at in range(0, len(pixels), count)
+            ]
+        return torch.cat(parts).clone()
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -226,3 +321,18 @@ class Engine:
             stop_id=token if reason is FinishReason.STOP else None,
             num_cached_tokens=cached,
         )
+
+
+def _outside(request: Request) -> set[int]:
+    """The token ids that do not stand at the positions of pictures."""
+    bounds = [0, *(at for image in request.images for at in (image.start, image.end)), None]
+    pairs = zip(bounds[::2], bounds[1::2], strict=True)
+    return {i for low, high in pairs for i in request.token_ids[low:high]}
+
+
+def _failure(sequence: Sequence) -> StepOutput:
+    return StepOutput(
+        request_id=sequence.request.id,
+        finish_reason=FinishReason.ERROR,
+        error="there was not enough memory to encode a picture; try again, or with fewer tiles",
+    )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shuzhai.config import DecoderConfig, EngineConfig, parse_bytes
+from shuzhai.config import (
+    MAX_TILES,
+    DecoderConfig,
+    EngineConfig,
+    ModelConfig,
+    VisionConfig,
+    parse_bytes,
+)
 from shuzhai.errors import ConfigError, MemoryBudgetError
 
 # With memory = "auto": leave room for the rest of the machine, and take no more for cached chats
@@ -12,17 +19,28 @@ from shuzhai.errors import ConfigError, MemoryBudgetError
 _AUTO_SHARE = 0.8
 _AUTO_KV_BYTES = 4 * 2**30
 _AUTO_TOKENS_PER_SEQ = 8192
+# For the activations of the tiles that are encoded at a time: enough to keep a device busy.
+_TILE_BATCH_BYTES = 128 * 2**20
+# Rows of pictures that are kept: at least those of the largest picture there can be.
+_PICTURE_ROWS = 16384
 # Dynamic NTK works beyond the training length, with falling quality.
 _DYNAMIC_STRETCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where the bytes go. kv_bytes = num_blocks * block_bytes."""
+    """Where the bytes go. kv_bytes = num_blocks * block_bytes.
+
+    vision_bytes      for encoding a batch of tiles, and for rows of pictures
+    tiles_per_batch   tiles that are encoded at a time; picture_rows   that are kept at a time
+    """
 
     budget_bytes: int
     weight_bytes: int
     workspace_bytes: int
+    vision_bytes: int
+    tiles_per_batch: int
+    picture_rows: int
     block_bytes: int
     block_size: int
     num_blocks: int
@@ -34,19 +52,26 @@ class MemoryPlan:
 
     def line(self) -> str:
         """One line for people."""
-        weights, kv, workspace, budget = (
+        weights, kv, vision, workspace, budget = (
             f"{size / 2**30:.2f} GiB"
-            for size in (self.weight_bytes, self.kv_bytes, self.workspace_bytes, self.budget_bytes)
+            for size in (
+                self.weight_bytes,
+                self.kv_bytes,
+                self.vision_bytes,
+                self.workspace_bytes,
+                self.budget_bytes,
+            )
         )
         tokens = self.num_blocks * self.block_size
+        pictures = f"{vision} pictures + " if self.vision_bytes else ""
         return (
-            f"{weights} weights + {kv} KV cache ({tokens:,} tokens) + {workspace} workspace "
-            f"of {budget}; context {self.max_model_len:,} tokens"
+            f"{weights} weights + {kv} KV cache ({tokens:,} tokens) + {pictures}{workspace} "
+            f"workspace of {budget}; context {self.max_model_len:,} tokens"
         )
 
 
 def plan_memory(
-    model: DecoderConfig,
+    model: ModelConfig,
     config: EngineConfig,
     *,
     available_bytes: int,
@@ -62,15 +87,17 @@ def plan_memory(
     """
     explicit = config.memory != "auto"
     budget = parse_bytes(config.memory) if explicit else int(available_bytes * _AUTO_SHARE)
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * kv_element_bytes
+    decoder = model.decoder
+    per_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * kv_element_bytes
     block_bytes = per_token * config.block_size
-    workspace = workspace_bytes(model, config, activation_bytes)
-    limit = context_limit(model)
+    workspace = workspace_bytes(decoder, config, activation_bytes)
+    tiles_per_batch, picture_rows, vision = _plan_vision(model, activation_bytes)
+    limit = context_limit(decoder)
     if config.max_model_len is not None:
         if config.max_model_len > limit:
             raise ConfigError(f"max_model_len {config.max_model_len} is beyond the model's {limit}")
         limit = config.max_model_len
-    room = max(0, budget - weight_bytes - workspace)
+    room = max(0, budget - weight_bytes - workspace - vision)
     if config.num_blocks is not None:
         num_blocks = config.num_blocks
         if num_blocks * block_bytes > room:
@@ -86,16 +113,16 @@ def plan_memory(
     capacity = num_blocks * config.block_size
     needed = config.max_model_len or min(limit, config.block_size)
     if capacity < needed:
-        fit = weight_bytes + workspace + -(-needed // config.block_size) * block_bytes
+        fit = weight_bytes + workspace + vision + -(-needed // config.block_size) * block_bytes
         raise MemoryBudgetError(
             f"{budget / 2**30:.2f} GiB hold {capacity} tokens of KV cache beside "
-            f"{weight_bytes / 2**30:.2f} GiB of weights and {workspace / 2**30:.2f} GiB of "
-            f"workspace, but {needed} are needed; give memory={fit / 2**30 + 0.01:.2f}GiB or more, "
-            "or lower max_model_len"
+            f"{weight_bytes / 2**30:.2f} GiB of weights and "
+            f"{(workspace + vision) / 2**30:.2f} GiB of workspace, but {needed} are needed; "
+            f"give memory={fit / 2**30 + 0.01:.2f}GiB or more, or lower max_model_len"
         )
     return MemoryPlan(
-        budget, weight_bytes, workspace, block_bytes, config.block_size, num_blocks,
-        min(limit, capacity),
+        budget, weight_bytes, workspace, vision, tiles_per_batch, picture_rows, block_bytes,
+        config.block_size, num_blocks, min(limit, capacity),
     )  # fmt: skip
 
 
@@ -115,3 +142,21 @@ def workspace_bytes(model: DecoderConfig, config: EngineConfig, activation_bytes
     logits_copies = 4  # as they come, adjusted, probabilities, and their running sum
     logits = min(config.max_num_seqs, tokens) * model.vocab_size * 4 * logits_copies
     return tokens * widest * activation_bytes + logits
+
+
+def _plan_vision(model: ModelConfig, activation_bytes: int) -> tuple[int, int, int]:
+    """(tiles encoded at a time, rows of pictures kept, bytes of both); zeros without a tower."""
+    vision = model.vision
+    if vision is None:
+        return 0, 0, 0
+    tile = tile_bytes(vision)
+    tiles = max(1, min(MAX_TILES, _TILE_BATCH_BYTES // tile))
+    largest = vision.tokens_per_tile * (1 if vision.max_tiles == 1 else MAX_TILES + 1)
+    rows = max(_PICTURE_ROWS, largest)
+    return tiles, rows, tiles * tile + rows * model.decoder.hidden_size * activation_bytes
+
+
+def tile_bytes(vision: VisionConfig) -> int:
+    """Activations of a block of the tower for one tile, in float32 at worst."""
+    per_position = 10 * vision.hidden_size + 3 * vision.intermediate_size
+    return (vision.patches_per_side**2 + 1) * per_position * 4

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shuzhai.errors import InvalidRequestError
 
 if TYPE_CHECKING:  # the engine's only tensor that leaves it; this file itself must not need torch
+    import numpy as np
     from torch import Tensor
 
 MAX_CHOICES = 16
@@ -169,21 +170,27 @@ class FinishReason(Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Positions [start, end) of a prompt hold the rows of one image; `digest` names its content."""
+    """Positions [start, end) of a prompt hold the rows of one image.
+
+    digest   names the content; pixels   [tiles, size, size, 3] uint8
+    """
 
     start: int
     end: int
     digest: bytes
+    pixels: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to be continued: what was asked. It never changes.
 
+    token_ids   at the positions of images they may be -1
     stop_ids    ids that end the answer: the model's own (unless ignore_eos) and the caller's
     cache_salt  requests share cached prefixes only with requests of an equal salt
     images      in order, not overlapping
@@ -218,6 +225,7 @@ class StepOutput:
     prompt_logits    [positions run, vocab] float32 on the host, where asked for
     stop_id          the id that ended the answer, where one did
     num_cached_tokens  prompt tokens that came from the prefix cache
+    error            what went wrong with this request alone, if finish_reason is ERROR
     """
 
     request_id: str
@@ -228,3 +236,4 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     num_cached_tokens: int = 0
+    error: str = ""

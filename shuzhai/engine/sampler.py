@@ -71,7 +71,8 @@ def _adjust(row: Tensor, sequence: Sequence) -> None:
     """Apply penalties, biases and the least length to one row of logits, in place."""
     params = sequence.request.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(list(set(sequence.token_ids)), device=row.device)
+        # -1 stands at positions of pictures.
+        seen = torch.tensor(list(set(sequence.token_ids) - {-1}), device=row.device)
         values = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(values > 0, values / penalty, values * penalty)

@@ -2,7 +2,8 @@
 
 There is no prefill and no decode phase: each sequence's num_computed_tokens moves towards its
 number of tokens under one token budget (the formulation of vLLM V1). A new prompt, a chunk of one,
-a prefix found in the cache, a decode step and a resumed sequence are all the same rule.
+a prefix found in the cache, a decode step and a resumed sequence are all the same rule. A sequence
+goes no further than the rows of its pictures are ready.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from shuzhai.engine.block_pool import BlockPool
+from shuzhai.engine.picture_pool import PicturePool
 from shuzhai.engine.request import FinishReason
 from shuzhai.engine.sequence import Sequence, Status
 
@@ -36,6 +38,7 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
+        pictures: PicturePool,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -44,6 +47,7 @@ class Scheduler:
     ) -> None:
         assert max_model_len <= pool.num_blocks * pool.block_size, "any one sequence must fit"
         self.pool = pool
+        self.pictures = pictures
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -64,7 +68,7 @@ class Scheduler:
         sequence.status = Status.FINISHED
 
     def schedule(self) -> list[Scheduled]:
-        """Decide the next step. Empty only if nothing waits or runs."""
+        """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures."""
         batch = self._schedule_running()
         self._admit(batch)
         return batch
@@ -81,7 +85,7 @@ class Scheduler:
         while i < len(self.running) and budget > 0:
             sequence = self.running[i]
             start = sequence.num_computed_tokens
-            end = min(len(sequence.token_ids), start + budget)
+            end = self._reach(sequence, min(len(sequence.token_ids), start + budget))
             while self._missing_blocks(sequence, end) > self.pool.num_free:
                 victim = self.running[-1]
                 self._preempt(victim)
@@ -89,8 +93,9 @@ class Scheduler:
                     break
             if sequence.status is Status.RUNNING:
                 self._grow(sequence, end)
-                batch.append(Scheduled(sequence, start, end))
-                budget -= end - start
+                if start < end:
+                    batch.append(Scheduled(sequence, start, end))
+                    budget -= end - start
                 i += 1
         return batch
 
@@ -98,6 +103,7 @@ class Scheduler:
         """Start waiting sequences while budget, places and blocks for the whole of each last."""
         budget = self._max_num_batched_tokens - sum(s.end - s.start for s in batch)
         in_flight = {h for entry in batch for h in self._hashes_in_flight(entry)}
+        in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}
         i = 0
         while i < len(self.waiting) and budget > 0 and len(self.running) < self._max_num_seqs:
             sequence = self.waiting[i]
@@ -113,16 +119,18 @@ class Scheduler:
             self.pool.acquire(hits)
             sequence.block_table = hits
             start = len(hits) * self.pool.block_size
-            end = min(len(sequence.token_ids), start + budget)
             sequence.num_computed_tokens = start
+            end = self._reach(sequence, min(len(sequence.token_ids), start + budget))
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = start
             sequence.status = Status.RUNNING
             self.running.append(sequence)
             self._grow(sequence, end)
-            batch.append(Scheduled(sequence, start, end))
-            in_flight.update(self._hashes_in_flight(batch[-1]))
-            budget -= end - start
+            in_flight.update(self._next_hash(sequence))
+            if start < end:
+                batch.append(Scheduled(sequence, start, end))
+                in_flight.update(self._hashes_in_flight(batch[-1]))
+                budget -= end - start
 
     def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
         """Cached blocks of the sequence's beginning, and the hash of the first that is missing.
@@ -143,6 +151,46 @@ class Scheduler:
         size = self.pool.block_size
         return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
 
+    def _next_hash(self, sequence: Sequence) -> list[bytes]:
+        """The hash of the block that a sequence is at, if it is one of its prompt's full ones."""
+        at = sequence.num_computed_tokens // self.pool.block_size
+        if (
+            not self._enable_prefix_caching
+            or at >= sequence.num_prompt_tokens // self.pool.block_size
+        ):
+            return []
+        return [sequence.hashes(self.pool.block_size)[at]]
+
+    def _reach(self, sequence: Sequence, end: int) -> int:
+        """How far towards `end` a sequence can go now: up to the rows of pictures that are ready.
+
+        It takes hold of the pictures on the way, so that they are encoded.
+        """
+        start = sequence.num_computed_tokens
+        if start >= sequence.images_end:
+            return end
+        for i, image in enumerate(sequence.request.images):
+            if image.end <= start:
+                continue
+            if image.start >= end:
+                break
+            picture = sequence.pictures.get(i)
+            if picture is None:
+                picture = self.pictures.hold(sequence.request.cache_salt, image)
+                if picture is None:
+                    return max(start, image.start)
+                sequence.pictures[i] = picture
+            ready = image.start + picture.num_ready_rows
+            if ready < min(end, image.end):
+                return max(start, ready)
+        return end
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Give up the pictures that this sequence is through with."""
+        images = sequence.request.images
+        for i in [i for i in sequence.pictures if images[i].end <= sequence.num_computed_tokens]:
+            self.pictures.release(sequence.pictures.pop(i))
+
     def _missing_blocks(self, sequence: Sequence, end: int) -> int:
         return -(-end // self.pool.block_size) - len(sequence.block_table)
 
@@ -161,6 +209,9 @@ class Scheduler:
         self.running.remove(sequence)
         self.pool.release(sequence.block_table)
         sequence.block_table = []
+        for picture in sequence.pictures.values():
+            self.pictures.release(picture)
+        sequence.pictures = {}
 
     def _advance(self, entry: Scheduled, token: int | None) -> FinishReason | None:
         sequence = entry.sequence
@@ -171,6 +222,7 @@ class Scheduler:
             for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
                 self.pool.publish(sequence.block_table[i], block_hash)
         sequence.num_computed_tokens = entry.end
+        self._let_go(sequence)
         if token is None:
             return None
         sequence.append(token)

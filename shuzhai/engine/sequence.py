@@ -7,6 +7,7 @@ import secrets
 from array import array
 from enum import Enum, auto
 
+from shuzhai.engine.picture_pool import Picture
 from shuzhai.engine.request import FinishReason, Request
 
 
@@ -26,12 +27,14 @@ class Sequence:
     block_table          KV blocks in order
     block_hashes         hashes of full blocks of token_ids, chained; extended on demand
     rope_salt            sets apart sequences whose keys depend on the length of the prompt
+    pictures             those it holds now, by their place among the request's images
+    images_end           no position from here on belongs to an image
     """
 
     __slots__ = (
-        "block_hashes", "block_table", "num_cached_tokens", "num_computed_tokens",
-        "num_prompt_tokens", "num_reported_tokens", "output_counts", "request", "rope_salt",
-        "seed", "status", "token_ids",
+        "block_hashes", "block_table", "images_end", "num_cached_tokens", "num_computed_tokens",
+        "num_prompt_tokens", "num_reported_tokens", "output_counts", "pictures", "request",
+        "rope_salt", "seed", "status", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: Request, rope_salt: int = 0) -> None:
@@ -44,6 +47,8 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
         self.output_counts: dict[int, int] = {}
+        self.pictures: dict[int, Picture] = {}
+        self.images_end = request.images[-1].end if request.images else 0
         self.rope_salt = rope_salt
         self.status = Status.WAITING
         seed = request.params.seed

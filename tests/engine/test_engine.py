@@ -14,7 +14,8 @@ from shuzhai import (
     MemoryBudgetError,
     SamplingParams,
 )
-from shuzhai.config import EngineConfig, read_checkpoint_config
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.config import EngineConfig
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import FinishReason, Request, StepOutput
 from tests.support.tiny import write_checkpoint
@@ -24,7 +25,7 @@ GREEDY = {"temperature": 0.0}
 
 def load(folder: Path, **options: object) -> Engine:
     config = EngineConfig.from_options({"device": "cpu", "dtype": "float32", **options})
-    return Engine.load(read_checkpoint_config(folder).decoder, config, folder)
+    return Engine.load(read_checkpoint_config(folder), config, folder)
 
 
 def request(name: str, tokens: tuple[int, ...], max_tokens: int | None = 8, **params) -> Request:

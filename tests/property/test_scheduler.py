@@ -6,15 +6,18 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shuzhai.engine.block_pool import BlockPool
+from shuzhai.engine.picture_pool import PicturePool
 from shuzhai.engine.request import FinishReason, ImageSpan, Request, SamplingParams
 from shuzhai.engine.scheduler import Scheduled, Scheduler
 from shuzhai.engine.sequence import Sequence, Status
 
 EOS = 5
+PICTURE_ROWS = 6  # one picture of three tiles, or three of one
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ def content(request: Request, position: int, token: int) -> tuple:
     """What attention finds at a position: the token, or the image row that stands there."""
     for image in request.images:
         if image.start <= position < image.end:
-            return position, image.digest, position - image.start
+            return position, row_of(request, image.digest, position - image.start)
     return position, token
+
+
+def row_of(request: Request, digest: bytes, row: int) -> str:
+    return f"row {row} of {digest} for {request.cache_salt}"
 
 
 def toy_model(request: Request, seen: list[tuple]) -> int:
@@ -59,15 +66,52 @@ class ToyDevice:
     def run(self, entry: Scheduled) -> int | None:
         sequence, request = entry.sequence, entry.sequence.request
         for p in range(entry.start, entry.end):
-            written = (request.cache_salt, content(request, p, sequence.token_ids[p]))
+            written = (request.cache_salt, self._input(sequence, p))
             self._slots[self._slot(sequence, p)] = written
         seen = [self._slots[self._slot(sequence, p)] for p in range(entry.end)]
         expected = [content(request, p, t) for p, t in enumerate(sequence.token_ids[: entry.end])]
         assert seen == [(request.cache_salt, c) for c in expected]
         return toy_model(request, expected) if entry.reaches_end else None
 
+    def encode(self, pictures: PicturePool, limit: int) -> None:
+        """A batch of tiles: their rows, as the encoder makes them."""
+        tiles = pictures.next_tiles(limit)
+        assert sum(end - first for _, first, end in tiles) <= limit
+        for picture, first, end in tiles:
+            assert first == picture.num_ready_tiles < end
+            assert picture.pixels is not None
+            salt, digest, _ = picture.key
+            request = Request("", (), SamplingParams(), cache_salt=salt)
+            picture.rows = picture.rows or []
+            ready = picture.num_ready_rows
+            picture.advance(end)
+            picture.rows += [
+                row_of(request, digest, r) for r in range(ready, picture.num_ready_rows)
+            ]
+
+    def _input(self, sequence: Sequence, position: int) -> tuple:
+        for i, image in enumerate(sequence.request.images):
+            if image.start <= position < image.end:
+                return position, sequence.pictures[i].rows[position - image.start]
+        return position, sequence.token_ids[position]
+
     def _slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
         return sequence.block_table[position // self._block_size], position % self._block_size
+
+
+@st.composite
+def images(draw: st.DrawFn, length: int) -> tuple[ImageSpan, ...]:
+    """Pictures of one to three tiles somewhere in a prompt; equal digests mean equal tiles."""
+    spans, at = [], draw(st.integers(0, 4))
+    while draw(st.booleans()):
+        tiles, rows = draw(st.integers(1, 3)), 2
+        end = at + tiles * rows
+        if end > length - 1 or tiles * rows > PICTURE_ROWS:
+            break
+        digest = bytes([tiles, draw(st.integers(0, 1))])
+        spans.append(ImageSpan(at, end, digest, np.zeros((tiles, 1, 1, 3), np.uint8)))
+        at = end + draw(st.integers(0, 3))
+    return tuple(spans)
 
 
 @st.composite
@@ -79,15 +123,12 @@ def workloads(draw: st.DrawFn) -> tuple[int, int, int, int, bool, list[Plan]]:
     for i in range(draw(st.integers(1, 12))):
         length = draw(st.integers(1, max(1, capacity // 2)))
         tokens = draw(st.lists(st.integers(0, 1), min_size=length, max_size=length))
-        images = ()
-        if length > 3 and draw(st.booleans()):
-            start = draw(st.integers(0, length - 2))
-            end = draw(st.integers(start + 1, length - 1))
-            images = (ImageSpan(start, end, draw(st.sampled_from([b"A", b"BB"]))),)
-            tokens[start:end] = [9] * (end - start)
+        spans = draw(images(length))
+        for span in spans:
+            tokens[span.start : span.end] = [-1] * (span.end - span.start)
         params = SamplingParams(max_tokens=draw(st.integers(1, max(1, min(20, capacity - length)))))
         salt = draw(st.sampled_from([b"", b"tenant"]))
-        request = Request(str(i), tuple(tokens), params, frozenset({EOS}), salt, images)
+        request = Request(str(i), tuple(tokens), params, frozenset({EOS}), salt, spans)
         aborted = draw(st.one_of(st.none(), st.integers(0, 40)))
         plans.append(Plan(request, draw(st.integers(0, 15)), aborted))
     max_num_seqs, budget = draw(st.integers(1, 6)), draw(st.integers(1, 40))
@@ -98,9 +139,10 @@ def workloads(draw: st.DrawFn) -> tuple[int, int, int, int, bool, list[Plan]]:
 @given(workloads())
 def test_batched_equals_alone_and_no_block_is_lost(workload) -> None:
     block_size, num_blocks, max_num_seqs, budget, caching, plans = workload
-    pool = BlockPool(num_blocks, block_size)
+    pool, pictures = BlockPool(num_blocks, block_size), PicturePool(PICTURE_ROWS)
     scheduler = Scheduler(
         pool,
+        pictures,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=num_blocks * block_size,
@@ -116,19 +158,24 @@ def test_batched_equals_alone_and_no_block_is_lost(workload) -> None:
             if plan.aborted == step and plan.arrives <= step:
                 scheduler.abort(sequences[plan.request.id])
         batch = scheduler.schedule()
-        assert batch or not (scheduler.waiting or scheduler.running), "nobody moves"
+        assert batch or pictures.next_tiles(1) or not (scheduler.waiting or scheduler.running), (
+            "nobody moves"
+        )
         assert sum(e.end - e.start for e in batch) <= budget
         assert len(scheduler.running) <= max_num_seqs
         assert len({e.sequence.request.id for e in batch}) == len(batch)
+        device.encode(pictures, 2)
         reasons = scheduler.update(batch, [device.run(entry) for entry in batch])
         pool.check()
+        pictures.check()
         for entry, reason in zip(batch, reasons, strict=True):
             if reason is not None:
                 finished.add(entry.sequence.request.id)
                 assert entry.sequence.token_ids == alone(entry.sequence.request)
-        if not batch and step > 40:
+        if step > 40 and not (scheduler.waiting or scheduler.running):
             break
     assert pool.num_free == num_blocks
+    assert pictures.num_free_rows == PICTURE_ROWS
     for plan in plans:
         assert sequences[plan.request.id].status is Status.FINISHED
         assert plan.aborted is not None or plan.request.id in finished
@@ -136,7 +183,11 @@ def test_batched_equals_alone_and_no_block_is_lost(workload) -> None:
 
 def test_equal_prompts_in_one_step_are_computed_once() -> None:
     scheduler = Scheduler(
-        BlockPool(16, 4), max_num_seqs=8, max_num_batched_tokens=64, max_model_len=64
+        BlockPool(16, 4),
+        PicturePool(0),
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        max_model_len=64,
     )
     first, second = (
         Sequence(Request(name, tuple(range(13)), SamplingParams(max_tokens=1)))
@@ -155,7 +206,7 @@ def test_equal_prompts_in_one_step_are_computed_once() -> None:
 
 def test_a_running_sequence_takes_the_blocks_of_the_youngest() -> None:
     scheduler = Scheduler(
-        BlockPool(4, 2), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=8
+        BlockPool(4, 2), PicturePool(0), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=8
     )
     old, young = (
         Sequence(Request(name, tokens, SamplingParams(max_tokens=4)))
