@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from shuzhai.config import EngineConfig
@@ -36,6 +37,7 @@ class LLM:
 
     model          a name of the catalog (fetched if it is not here yet) or a checkpoint folder
     chat_template  overrides the template that the checkpoint names
+    max_tiles      of a picture, instead of the model's own number; fewer are faster, and read less
     options        the fields of EngineConfig: device, dtype, memory, max_model_len, ...
 
     Threads may share one; their requests run in one batch. Without parameters, answers are sampled
@@ -43,9 +45,15 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path, *, chat_template: str | None = None, **options: Any
+        self,
+        model: str | Path,
+        *,
+        chat_template: str | None = None,
+        max_tiles: int | None = None,
+        **options: Any,
     ) -> None:
-        loaded = load_model(model, EngineConfig.from_options(options), chat_template=chat_template)
+        config = EngineConfig.from_options(options)
+        loaded = load_model(model, config, chat_template=chat_template, max_tiles=max_tiles)
         self.name = loaded.name
         self.processor: Processor = loaded.processor
         self._engine: Engine | None = loaded.engine
@@ -117,9 +125,19 @@ class LLM:
             raise InvalidRequestError("a stream gives one answer; leave n at 1", param="n")
         return (delta.text for _, delta in self._deltas([prompt], params) if delta.text)
 
-    def encode_chat(self, messages: Messages) -> EncodedPrompt:
-        """The prompt of a chat, exactly as the model sees it."""
-        return self.processor.encode_chat(messages)
+    def encode_chat(self, messages: Messages, *, max_tiles: int | None = None) -> EncodedPrompt:
+        """The prompt of a chat, exactly as the model sees it, pictures included."""
+        return self.processor.encode_chat(messages, max_tiles=max_tiles, allow_files=True)
+
+    def vision_features(
+        self, image: Image.Image | bytes | str | Path, max_tiles: int | None = None
+    ) -> Tensor:
+        """What the decoder gets of a picture: [tiles, tokens_per_tile, n] float32 on the CPU."""
+        source = Path(image) if isinstance(image, str) else image
+        encoded = self.processor.encode_image(source, max_tiles)
+        with self._lock:
+            rows = self._open_engine().vision_features(encoded.pixels)
+        return rows.unflatten(0, (encoded.pixels.shape[0], -1))
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Next-token logits at every position of a prompt, [T, vocab] float32 on the CPU."""
@@ -128,6 +146,7 @@ class LLM:
             id=f"logits-{next(self._ids)}",
             token_ids=tuple(encoded.token_ids),
             params=SamplingParams(temperature=0, max_tokens=1),
+            images=self.processor.image_spans(encoded),
             want_prompt_logits=True,
         )
         outputs = list(self._run([request]))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
+from shuzhai.errors import OverloadedError
 from shuzhai.frontend.detokenizer import Detokenizer, StopFinder
 from shuzhai.frontend.outputs import Completion, Delta, Logprob, Usage
 from shuzhai.frontend.tokenizer import Tokenizer
@@ -31,7 +32,12 @@ class Answer:
         self._num_tokens = 0
 
     def push(self, output: StepOutput) -> Delta:
-        """The piece that a step output brings; its text may be empty."""
+        """The piece that a step output brings; its text may be empty.
+
+        OverloadedError if the engine gave up on the request.
+        """
+        if output.error:
+            raise OverloadedError(output.error)
         text, reason = "", output.finish_reason
         for token_id in output.token_ids:
             self._num_tokens += 1

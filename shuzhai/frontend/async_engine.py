@@ -26,20 +26,24 @@ from shuzhai.engine.engine import Engine, EngineStats
 from shuzhai.engine.request import Request, SamplingParams, StepOutput
 from shuzhai.errors import EngineDeadError, OverloadedError
 from shuzhai.frontend.answer import Answer
+from shuzhai.frontend.content import hold_pictures
 from shuzhai.frontend.loader import load_model
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.frontend.processor import Processor
 from shuzhai.hub.progress import Progress
 
 _ENCODE_THREADS = 2
+# Tiles of the requests that wait or run; a tile of 448 pixels has 0.6 MB.
+_MAX_PIXEL_BYTES = 2**30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
     """Where the outputs of one generate() call go. None is put when the engine has died."""
 
     loop: asyncio.AbstractEventLoop
     outputs: asyncio.Queue[StepOutput | None]
+    pixel_bytes: int
 
 
 class AsyncEngine:
@@ -58,6 +62,8 @@ class AsyncEngine:
         self._cause_of_death: str | None = None
         self._step_began: float | None = None
         self._pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-encode")
+        # A pool of their own: texts must not wait for somebody's large pictures.
+        self._picture_pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-see")
         self._thread = threading.Thread(target=self._run, name="shuzhai-engine", daemon=True)
         self._thread.start()
 
@@ -67,6 +73,7 @@ class AsyncEngine:
         model: str | Path,
         *,
         chat_template: str | None = None,
+        max_tiles: int | None = None,
         pull_progress: Progress | None = None,
         load_progress: Callable[[float], None] | None = None,
         **options: Any,
@@ -76,6 +83,7 @@ class AsyncEngine:
             model,
             EngineConfig.from_options(options),
             chat_template=chat_template,
+            max_tiles=max_tiles,
             pull_progress=pull_progress,
             load_progress=load_progress,
         )
@@ -105,12 +113,13 @@ class AsyncEngine:
         return self._engine.stats()
 
     async def encode_chat(self, messages: Any) -> EncodedPrompt:
-        """Processor.encode_chat, off the event loop."""
-        return await self._in_pool(partial(self.processor.encode_chat, messages))
+        """Processor.encode_chat, off the event loop. Pictures come as data, never as paths."""
+        pool = self._picture_pool if hold_pictures(messages) else self._pool
+        return await self._in_pool(pool, partial(self.processor.encode_chat, messages))
 
     async def encode_text(self, text: str) -> EncodedPrompt:
         """Processor.encode_text, off the event loop."""
-        return await self._in_pool(partial(self.processor.encode_text, text))
+        return await self._in_pool(self._pool, partial(self.processor.encode_text, text))
 
     async def generate(
         self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
@@ -126,7 +135,8 @@ class AsyncEngine:
         answers = {
             r.id: Answer(r, index, self.processor.tokenizer) for index, r in enumerate(requests)
         }
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        pixel_bytes = sum(image.pixels.nbytes for image in prompt.images)
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), pixel_bytes)
         self._submit(requests, stream)
         try:
             while answers:
@@ -152,11 +162,14 @@ class AsyncEngine:
             await asyncio.sleep(0.05)
         self._commands.put(self._stop)
         await asyncio.to_thread(self._thread.join)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._picture_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_pool(self, call: Callable[[], EncodedPrompt]) -> EncodedPrompt:
+    async def _in_pool(
+        self, pool: ThreadPoolExecutor, call: Callable[[], EncodedPrompt]
+    ) -> EncodedPrompt:
         self._check_accepting()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
 
     def _check_accepting(self) -> None:
         if not self.is_alive or not self._accepting:
@@ -172,6 +185,9 @@ class AsyncEngine:
                     f"{len(self._streams)} requests are in the queue and {limit} is the most; "
                     "try again in a moment"
                 )
+            others = sum(each.pixel_bytes for each in set(self._streams.values()))
+            if others and others + stream.pixel_bytes > _MAX_PIXEL_BYTES:
+                raise OverloadedError("too many pictures are in the queue; try again in a moment")
             self._streams.update((r.id, stream) for r in requests)
         for request in requests:
             self._commands.put(partial(self._engine.add, request))

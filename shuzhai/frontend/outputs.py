@@ -5,17 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture as the model sees it.
+
+    pixels      [tiles, size, size, 3] uint8, read-only
+    digest      sha256 over the shape and the pixels
+    num_tokens  how many positions of the prompt it takes
+    """
+
+    pixels: np.ndarray = field(compare=False, repr=False)
+    digest: bytes
+    num_tokens: int
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A prompt exactly as the model sees it.
 
     text       the whole prompt with its special tokens spelled out, without the BOS
-    token_ids  the ids, BOS included where the model has one
+    token_ids  the ids, BOS included where the model has one; at the positions of pictures the
+               model's id for them, -1 where it has none
+    images     the pictures in the order of their positions
     """
 
     text: str
     token_ids: list[int]
+    images: tuple[EncodedImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Between words and the engine: messages and texts to prompts, prompts to requests.
+"""Between words and the engine: messages, texts and pictures to prompts, prompts to requests.
 
 A Processor keeps no state of any request; threads may share it. It never runs the engine.
 """
@@ -11,18 +11,37 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from shuzhai.config import CheckpointConfig
-from shuzhai.engine.request import Request, SamplingParams
-from shuzhai.errors import CheckpointError, ContextLengthError, InvalidRequestError
-from shuzhai.frontend.chat import ChatTemplate, choose_template, read_messages
-from shuzhai.frontend.outputs import EncodedPrompt
+from PIL import Image
+
+from shuzhai.checkpoint import CheckpointConfig
+from shuzhai.config import MAX_TILES, ImageSpec, VisionConfig
+from shuzhai.engine.request import ImageSpan, Request, SamplingParams
+from shuzhai.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    InvalidRequestError,
+)
+from shuzhai.frontend.chat import (
+    NO_ID,
+    ChatTemplate,
+    Pictures,
+    Turn,
+    choose_template,
+    find_template,
+)
+from shuzhai.frontend.content import MediaPart, Message, read_messages
+from shuzhai.frontend.images import ImageSource, open_image, prepare_image
+from shuzhai.frontend.outputs import EncodedImage, EncodedPrompt
 from shuzhai.frontend.tokenizer import Tokenizer, load_tokenizer
+from shuzhai.frontend.video import sample_frames
 
 
 class Processor:
-    """Everything about one model that concerns text.
+    """Everything about one model that concerns text and pictures.
 
     template          None for a model that was not trained to chat
+    image_spec        None for a model that reads text only
     default_sampling  what its checkpoint, else its template recommends
     """
 
@@ -34,9 +53,14 @@ class Processor:
         stop_ids: Sequence[int],
         default_sampling: SamplingParams,
         max_model_len: int,
+        image_spec: ImageSpec | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.image_spec = image_spec
+        self._image_id = NO_ID
+        if image_spec is not None and template is not None:
+            self._image_id = template.picture_ids(tokenizer)[1]
         self.default_sampling = default_sampling
         self.max_model_len = max_model_len
         end = {template.marker_ids(tokenizer)[1]} if template else set()
@@ -48,13 +72,22 @@ class Processor:
         folder: Path,
         config: CheckpointConfig,
         max_model_len: int,
+        *,
+        vision: VisionConfig | None = None,
         chat_template: str | None = None,
+        max_tiles: int | None = None,
     ) -> Processor:
-        """For a checkpoint folder; chat_template overrides the one its config names."""
+        """For a checkpoint folder.
+
+        vision         the model's tower, None for a model that reads text only
+        chat_template  overrides the one that the checkpoint names
+        max_tiles      of a picture, instead of the model's own number
+        """
         tokenizer = load_tokenizer(folder)
-        template = choose_template(
-            chat_template or config.template, config.decoder.layout, tokenizer
-        )
+        if chat_template is not None:
+            template: ChatTemplate | None = find_template(chat_template)
+        else:
+            template = choose_template(config, tokenizer)
         vocab_size = config.decoder.vocab_size
         if template and max(template.marker_ids(tokenizer)) >= vocab_size:
             raise CheckpointError(
@@ -71,18 +104,80 @@ class Processor:
             stop_ids=config.decoder.stop_ids,
             default_sampling=default_sampling,
             max_model_len=max_model_len,
+            image_spec=_image_spec(vision, template, max_tiles),
         )
 
-    def encode_chat(self, messages: Any) -> EncodedPrompt:
-        """The prompt for OpenAI-style messages; InvalidRequestError, ContextLengthError."""
+    def encode_chat(
+        self, messages: Any, *, max_tiles: int | None = None, allow_files: bool = False
+    ) -> EncodedPrompt:
+        """The prompt for OpenAI-style messages; InvalidRequestError, ContextLengthError.
+
+        max_tiles of each picture, instead of the usual number; allow_files: pictures may be named
+        by their path.
+        """
         if self.template is None:
             raise InvalidRequestError(
                 "this model has no chat template; use completions, or name a template",
                 param="messages",
             )
-        turns = read_messages(messages)
-        self._check_size(sum(len(turn.content) for turn in turns), "messages")
-        return self.template.encode(turns, self.tokenizer)
+        _check_max_tiles(max_tiles)
+        read = read_messages(messages, allow_files=allow_files)
+        parts = [part for message in read for part in message.parts]
+        self._check_size(sum(len(part) for part in parts if isinstance(part, str)), "messages")
+        self._check_sight(parts)
+        return self.template.encode(self._open_pictures(read, max_tiles), self.tokenizer)
+
+    def encode_image(self, image: ImageSource, max_tiles: int | None = None) -> EncodedImage:
+        """One picture as the model's tower gets it."""
+        if self.image_spec is None:
+            raise _blind()
+        _check_max_tiles(max_tiles)
+        return prepare_image(open_image(image, "the image"), self.image_spec, max_tiles)
+
+    def _check_sight(self, parts: Sequence[str | MediaPart]) -> None:
+        media = [part for part in parts if isinstance(part, MediaPart)]
+        if media and self.image_spec is None:
+            raise _blind(media[0].where)
+        if self.image_spec is not None and not self.image_spec.has_video:
+            for part in media:
+                if part.kind == "video":
+                    raise InvalidRequestError(
+                        f"{part.where}: this model knows pictures but no videos; send pictures",
+                        param="messages",
+                    )
+
+    def _open_pictures(self, messages: Sequence[Message], max_tiles: int | None) -> list[Turn]:
+        """Open every picture, one after the other, as long as the context has room for them."""
+        num_tokens = 0
+        turns = []
+        for message in messages:
+            parts: list[str | Pictures] = []
+            for part in message.parts:
+                if isinstance(part, str):
+                    parts.append(part)
+                    continue
+                pictures = self._open(part, max_tiles)
+                parts.append(pictures)
+                num_tokens += sum(image.num_tokens for image in pictures.images)
+                if num_tokens > self.max_model_len:
+                    raise ContextLengthError(
+                        f"{part.where}: the pictures up to this one take {num_tokens} tokens, but "
+                        f"the context holds {self.max_model_len}; send fewer, or with less detail"
+                    )
+            turns.append(Turn(message.role, tuple(parts)))
+        return turns
+
+    def _open(self, part: MediaPart, max_tiles: int | None) -> Pictures:
+        assert self.image_spec is not None, "checked for all parts before"
+        source = part.read()
+        if part.kind == "video":
+            assert not isinstance(source, Image.Image), "checked when the message was read"
+            frames = sample_frames(source, part.num_frames, part.where)
+            images = (prepare_image(frame, self.image_spec, 1) for frame in frames)
+            return Pictures(tuple(images), are_frames=True)
+        image = open_image(source, part.where)
+        tiles = 1 if part.detail == "low" else max_tiles
+        return Pictures((prepare_image(image, self.image_spec, tiles),))
 
     def encode_text(self, text: str) -> EncodedPrompt:
         """A plain text to be continued. It is never parsed for special tokens."""
@@ -109,6 +204,7 @@ class Processor:
         cache_salt: bytes = b"",
     ) -> list[Request]:
         """The n engine requests of one prompt; answer i of a seeded request has seed + i."""
+        spans = self.image_spans(prompt)
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._stop_ids
@@ -119,9 +215,34 @@ class Processor:
                 params=_for_choice(params, i),
                 stop_ids=stop_ids,
                 cache_salt=cache_salt,
+                images=spans,
             )
             for i in range(params.n)
         ]
+
+    def image_spans(self, prompt: EncodedPrompt) -> tuple[ImageSpan, ...]:
+        """Where the pictures of a prompt stand: at the model's id for them, one after the other."""
+        if not prompt.images:
+            return ()
+        places = [i for i, token in enumerate(prompt.token_ids) if token == self._image_id]
+        wanted = sum(image.num_tokens for image in prompt.images)
+        # More there may be: after its pictures, a model can say the id as a word.
+        if len(places) < wanted:
+            raise InvalidRequestError(
+                f"token_ids has {len(places)} positions for pictures (id {self._image_id}), "
+                f"but the pictures take {wanted}",
+                param="prompt",
+            )
+        spans, at = [], 0
+        for image in prompt.images:
+            start = places[at]
+            spans.append(ImageSpan(start, start + image.num_tokens, image.digest, image.pixels))
+            at += image.num_tokens
+            if places[at - 1] != start + image.num_tokens - 1:
+                raise InvalidRequestError(
+                    f"token_ids splits a picture that begins at position {start}", param="prompt"
+                )
+        return tuple(spans)
 
     def _check_size(self, num_chars: int, param: str) -> None:
         """Refuse what cannot fit before it is tokenised: no piece holds more than so many bytes."""
@@ -132,6 +253,32 @@ class Processor:
                 f"{self.max_model_len} tokens; shorten it",
                 param=param,
             )
+
+
+def _image_spec(
+    vision: VisionConfig | None, template: ChatTemplate | None, max_tiles: int | None
+) -> ImageSpec | None:
+    """How pictures are read, if the model has eyes and its template a place for them."""
+    if max_tiles is not None and not (type(max_tiles) is int and 1 <= max_tiles <= MAX_TILES):
+        raise ConfigError(f"max_tiles must be from 1 to {MAX_TILES}, not {max_tiles!r}")
+    if vision is None or template is None or template.pictures is None:
+        return None
+    spec = vision.image_spec
+    if max_tiles is None or spec.max_tiles == 1:
+        return spec
+    return dataclasses.replace(spec, max_tiles=max_tiles, min_tiles=min(spec.min_tiles, max_tiles))
+
+
+def _check_max_tiles(max_tiles: int | None) -> None:
+    if max_tiles is not None and not (type(max_tiles) is int and 1 <= max_tiles <= MAX_TILES):
+        raise InvalidRequestError(f"max_tiles must be from 1 to {MAX_TILES}", param="max_tiles")
+
+
+def _blind(where: str = "this request") -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{where}: this model reads text only; choose a vision model for pictures",
+        param="messages",
+    )
 
 
 def _for_choice(params: SamplingParams, index: int) -> SamplingParams:

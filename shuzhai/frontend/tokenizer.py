@@ -19,7 +19,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
-from shuzhai.config import read_json
+from shuzhai.checkpoint import read_json
 from shuzhai.errors import CheckpointError, InvalidRequestError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -206,8 +206,3 @@ def test_ids_of_other_libraries(llm: LLM) -> None:
     expected = llm.generate(ids, GREEDY).text
     assert llm.generate(np.array(ids), GREEDY).text == expected
     assert llm.tokenizer.decode(torch.tensor(ids)) == llm.tokenizer.decode(ids) == "Hello!"
-
-
-def test_a_vision_model_is_refused_before_it_is_fetched() -> None:
-    with pytest.raises(ConfigError, match="reads pictures"):
-        LLM("OpenGVLab/InternVL2-2B")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from shuzhai import LLM, SamplingParams
-from shuzhai.config import EngineConfig, read_checkpoint_config
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.config import EngineConfig
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import Request
 from tests.support.reference import BESIDE, LOGITS_TOLERANCE, OWN, Reference, messages_of
@@ -30,7 +31,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
 def load(folder: Path, **options: object) -> Engine:
     config = EngineConfig.from_options({"device": "cpu", "dtype": "float32", **options})
-    return Engine.load(read_checkpoint_config(folder).decoder, config, folder)
+    return Engine.load(read_checkpoint_config(folder), config, folder)
 
 
 def run(engine: Engine, requests: list[Request]) -> dict[str, tuple[list[int], list[torch.Tensor]]]:
