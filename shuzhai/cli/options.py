@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shuzhai.hub.catalog import DEFAULT_MODEL
 
-_ENGINE = ("device", "dtype", "memory", "max_model_len", "chat_template")
+_ENGINE = ("device", "dtype", "memory", "max_model_len", "chat_template", "max_tiles")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options between MODEL and QUESTION too, where Python before 3.13 has lost the question.
+
+    There an optional argument that is not beside the one before it counts as absent.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
+        lost = len(rest) == 1 and not rest[0].startswith("-")
+        if lost and vars(parsed).get("question", "") is None:
+            parsed.question = rest.pop()
+        return parsed, rest
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +51,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     )
     group.add_argument(
         "--chat-template", metavar="NAME", help="instead of the one the model's config names"
+    )
+    group.add_argument(
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="the most tiles a picture is cut into (default: as the model was trained)",
     )
     return group
 

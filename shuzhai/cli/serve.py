@@ -70,6 +70,14 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         help="a web page's origin (https://example.org) that may use the API; may be repeated",
     )
     group.add_argument(
+        "--allowed-image-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host, or host:port, that pictures may be fetched from; may be repeated (default: "
+        "none, pictures come inside of requests)",
+    )
+    group.add_argument(
         "--root-path", default="", metavar="PATH", help="path under which a proxy shows this server"
     )
     group.add_argument(
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         api_keys=(*args.api_key, *([environment.api_key] if environment.api_key else [])),
         allowed_hosts=tuple(args.allowed_host),
         allowed_origins=tuple(args.allowed_origin),
+        allowed_image_hosts=tuple(args.allowed_image_host),
         root_path=args.root_path.rstrip("/"),
     )
     if args.verbose:

@@ -20,10 +20,11 @@ from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.server.body import parse_object
 from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
 from shuzhai.server.errors import problem_of, without_secrets
+from shuzhai.server.pictures import PictureFetcher, RemotePicture, remote_pictures
 from shuzhai.server.registry import Registry, ServedModel
 from shuzhai.server.replies import ChatFormat, CompletionFormat, Json, without_answer
 from shuzhai.server.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from shuzhai.server.settings import ServerConfig
+from shuzhai.server.settings import CHAT_PATH, ServerConfig
 from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_gone
 
 Ask = TypeVar("Ask", bound=GenerationRequest)
@@ -40,22 +41,27 @@ _PAGE_TYPES = {
 }
 
 
-def create_app(models: Sequence[ServedModel], config: ServerConfig | None = None) -> FastAPI:
+def create_app(
+    models: Sequence[ServedModel],
+    config: ServerConfig | None = None,
+    fetcher: PictureFetcher | None = None,
+) -> FastAPI:
     """The whole HTTP side. Engines are made and shut down by the caller."""
     config = config or ServerConfig()
+    fetcher = fetcher or PictureFetcher(config.allowed_image_hosts)
     app = FastAPI(
         title="Shuzhai",
         openapi_url=None,  # the interactive docs would load other people's code
         redirect_slashes=False,
     )
-    api = _Api(Registry(models))
+    api = _Api(Registry(models), fetcher)
     app.add_route("/", _page_file("index.html"), methods=["GET"])
     for name in _PAGE_TYPES:
         app.add_route(f"/static/{name}", _page_file(name), methods=["GET"])
     app.add_route("/health", api.health, methods=["GET"])
     app.add_route("/v1/models", api.list_models, methods=["GET"])
     app.add_route("/v1/models/{name:path}", api.show_model, methods=["GET"])
-    app.add_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
+    app.add_route(CHAT_PATH, api.chat_completions, methods=["POST"])
     app.add_route("/v1/completions", api.completions, methods=["POST"])
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_middleware(Boundary, config=config)
@@ -81,8 +87,11 @@ def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
 class _Api:
     """The endpoints."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, fetcher: PictureFetcher) -> None:
         self._registry = registry
+        self._fetcher = fetcher
+        # One big body at a time: meanwhile it takes several times its size, and the interpreter.
+        self._parsing = asyncio.Lock()
 
     async def health(self, request: Request) -> Response:
         """200 only if every engine thread lives and gets on with its steps."""
@@ -108,56 +117,80 @@ class _Api:
         return JSONResponse(_model_json(self._registry.find(request.path_params["name"])))
 
     async def chat_completions(self, request: Request) -> Response:
-        ask = await _read(request, ChatRequest)
-
-        async def begin() -> Response:
-            model = self._registry.find(ask.model)
-            params = ask.sampling(model.engine.processor.default_sampling)
-            prompt = await model.engine.encode_chat(ask.plain_messages())
-            salt = cache_salt(request.state.tenant, ask.cache_salt)
-            pieces = merge([model.engine.generate(prompt, params, cache_salt=salt)], params.n)
-            return await _begin(
-                ask, Answering(pieces, ChatFormat(ask.logprobs), model.name, params.n)
-            )
-
-        return await unless_gone(request.receive, begin())
+        # An answer may take minutes: what was read is in no variable here that would keep it.
+        return await unless_gone(
+            request.receive, self._begin_chat(request, await self._read(request, ChatRequest))
+        )
 
     async def completions(self, request: Request) -> Response:
-        ask = await _read(request, CompletionRequest)
+        return await unless_gone(
+            request.receive,
+            self._begin_completions(request, await self._read(request, CompletionRequest)),
+        )
 
-        async def begin() -> Response:
-            model = self._registry.find(ask.model)
-            params = ask.sampling(model.engine.processor.default_sampling)
-            prompts = await _encode_all(model, ask)
-            _check_echo(ask, prompts)
-            salt = cache_salt(request.state.tenant, ask.cache_salt)
-            streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
-            pieces = merge(streams, params.n)
-            if ask.is_echo_only:
-                pieces = _without_answers(pieces)
-            wording = CompletionFormat(ask.logprobs, prompts if ask.echo else None, params.n)
-            try:
-                return await _begin(ask, Answering(pieces, wording, model.name, params.n))
-            except ContextLengthError as error:  # whoever found it thought of a chat
-                param = "prompt" if error.param == "messages" else error.param
-                raise ContextLengthError(str(error), param) from None
+    async def _begin_chat(self, request: Request, ask: ChatRequest) -> Response:
+        model = self._registry.find(ask.model)
+        params = ask.sampling(model.engine.processor.default_sampling)
+        messages, remote = await asyncio.to_thread(_prepare, ask)
+        ask = ask.model_copy(update={"messages": []})
+        if remote:
+            _check_sees(model)
+            messages = await self._fetcher.fetch(messages, remote, request.state.held)
+        prompt = await model.engine.encode_chat(messages)
+        del messages, remote
+        request.state.held.release()
+        salt = cache_salt(request.state.tenant, ask.cache_salt)
+        pieces = merge([model.engine.generate(prompt, params, cache_salt=salt)], params.n)
+        return await _begin(ask, Answering(pieces, ChatFormat(ask.logprobs), model.name, params.n))
 
-        return await unless_gone(request.receive, begin())
+    async def _begin_completions(self, request: Request, ask: CompletionRequest) -> Response:
+        model = self._registry.find(ask.model)
+        params = ask.sampling(model.engine.processor.default_sampling)
+        prompts = await _encode_all(model, ask)
+        ask = ask.model_copy(update={"prompt": ""})
+        request.state.held.release()
+        _check_echo(ask, prompts)
+        salt = cache_salt(request.state.tenant, ask.cache_salt)
+        streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
+        pieces = merge(streams, params.n)
+        if ask.is_echo_only:
+            pieces = _without_answers(pieces)
+        wording = CompletionFormat(ask.logprobs, prompts if ask.echo else None, params.n)
+        try:
+            return await _begin(ask, Answering(pieces, wording, model.name, params.n))
+        except ContextLengthError as error:  # whoever found it thought of a chat
+            param = "prompt" if error.param == "messages" else error.param
+            raise ContextLengthError(str(error), param) from None
 
-
-async def _read(request: Request, kind: type[Ask]) -> Ask:
-    """The checked body. A big one is read in a thread: others' streams must not wait for it."""
-    try:
-        body = await request.body()
-    except ClientDisconnect:
-        raise ClientGoneError from None
-    if len(body) > _PARSE_IN_THREAD_BYTES:
-        return await asyncio.to_thread(_parse, body, kind)
-    return _parse(body, kind)
+    async def _read(self, request: Request, kind: type[Ask]) -> Ask:
+        """The checked body. A big one is read in a thread: others' streams must not wait for it."""
+        try:
+            # request.body() would keep it for as long as the answer takes.
+            body = b"".join([piece async for piece in request.stream()])
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        if len(body) <= _PARSE_IN_THREAD_BYTES:
+            return _parse(body, kind)
+        async with self._parsing:
+            return await asyncio.to_thread(_parse, body, kind)
 
 
 def _parse(body: bytes, kind: type[Ask]) -> Ask:
     return kind.parse(parse_object(body))
+
+
+def _prepare(ask: ChatRequest) -> tuple[list[Json], list[RemotePicture]]:
+    """The messages for the frontend, and which pictures of them are to be fetched before."""
+    messages = ask.plain_messages()
+    return messages, remote_pictures(messages)
+
+
+def _check_sees(model: ServedModel) -> None:
+    """Nothing is fetched for a model that cannot see it."""
+    if model.engine.processor.image_spec is None:
+        raise InvalidRequestError(
+            f"{model.name} reads text only; choose a vision model for pictures", param="messages"
+        )
 
 
 async def _begin(ask: GenerationRequest, answering: Answering) -> Response:
@@ -215,10 +248,13 @@ def _fault(engine: AsyncEngine) -> Json | None:
 
 
 def _model_json(model: ServedModel) -> Json:
+    spec = model.engine.processor.image_spec
+    pictures = [] if spec is None else ["image", "video"] if spec.has_video else ["image"]
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "shuzhai",
         "max_model_len": model.engine.processor.max_model_len,
+        "input_modalities": ["text", *pictures],
     }

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shuzhai.errors import ShuzhaiError
 from shuzhai.server.body import BoundedBody
-from shuzhai.server.errors import Problem, problem_of
+from shuzhai.server.errors import Problem, RefusedError, problem_of
 from shuzhai.server.guard import Guard
+from shuzhai.server.held import ByteBudget, HeldBytes
 from shuzhai.server.settings import ServerConfig
 
 _CONTENT_SECURITY_POLICY = "; ".join(
@@ -40,8 +41,9 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 # A client that is still sending when it is refused gets this much patience to read why.
-_DRAIN_SECONDS = 2.0
-_DRAIN_BYTES = 32 * 2**20
+_DRAIN_SECONDS = 10.0
+_DRAIN_IDLE_SECONDS = 1.0
+_DRAIN_BYTES = 64 * 2**20
 _EVENT_STREAM = "text/event-stream"
 
 
@@ -56,6 +58,7 @@ class Boundary:
         self._app = app
         self._config = config
         self._guard = Guard(config)
+        self._budget = ByteBudget(config.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,7 +70,8 @@ class Boundary:
         # The guard and the router see one and the same path.
         path = _without_root(scope["path"], self._config.root_path)
         scope = {**scope, "path": path, "root_path": ""}
-        body = BoundedBody(receive, self._config, expected=_may_have_body(scope))
+        limit, held = self._config.body_limit(path), HeldBytes(self._budget)
+        body = BoundedBody(receive, self._config, limit, held, expected=_may_have_body(scope))
         reply = _Reply(send, body)
         try:
             reply.cors_origin = self._guard.allowed_origin(scope)
@@ -75,16 +79,19 @@ class Boundary:
             if scope["method"] == "OPTIONS" and reply.cors_origin:
                 await _preflight()(scope, body.receive, reply.send)
                 return
-            scope.setdefault("state", {})["tenant"] = tenant
+            scope.setdefault("state", {}).update(tenant=tenant, held=held)
             await self._app(scope, body.receive, reply.send)
         except ClientGoneError:
             return
         except Exception as error:
+            held.release()
             await self._answer_error(error, scope, reply)
+        finally:
+            held.release()
 
     async def _answer_error(self, error: Exception, scope: Scope, reply: _Reply) -> None:
         problem = problem_of(error)
-        if problem.status >= 500:
+        if problem.status >= 500 and not isinstance(error, RefusedError):
             expected = isinstance(error, ShuzhaiError)
             log = logging.getLogger(__name__)
             log.error("request failed: %s", error, exc_info=None if expected else error)
@@ -144,7 +151,7 @@ class _Reply:
         ends = message["type"] == "http.response.body" and not message.get("more_body", False)
         if ends and not self._body.complete:
             await self._send({**message, "more_body": True})
-            await self._body.drain(_DRAIN_SECONDS, _DRAIN_BYTES)
+            await self._body.drain(_DRAIN_SECONDS, _DRAIN_IDLE_SECONDS, _DRAIN_BYTES)
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 

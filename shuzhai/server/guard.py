@@ -53,7 +53,7 @@ class Guard:
         if method == "OPTIONS" and self.allowed_origin(scope):
             return b""  # a browser asks first, without the key
         tenant = self._check_key(scope["path"], headers)
-        self._check_body(method, headers)
+        self._check_body(method, scope["path"], headers)
         return tenant
 
     def _check_host(self, hosts: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ class Guard:
             )
         return digest
 
-    def _check_body(self, method: str, headers: Headers) -> None:
+    def _check_body(self, method: str, path: str, headers: Headers) -> None:
         length = int(headers.get("content-length", "0"))
         has_body = length > 0 or "transfer-encoding" in headers
         if method == "POST":
@@ -113,8 +113,9 @@ class Guard:
                 raise refusal(415, "unsupported_media_type", "Send the body uncompressed.")
         elif has_body:
             raise refusal(400, "unexpected_body", f"A {method} request has no body here.")
-        if length > self._config.max_body_bytes:
-            raise too_large(self._config)
+        limit = self._config.body_limit(path)
+        if length > limit:
+            raise too_large(limit)
 
 
 def check_size(headers: Sequence[tuple[bytes, bytes]], path_bytes: int) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import InvalidRequestError
 
 COMPLETION_MAX_TOKENS = 16
 MAX_ANSWERS = 128
+MAX_ITEMS = 4096  # of a list or object; a list of faults, one for each, would take seconds
+_LONG = ("messages", "prompt")
 
 # Not implemented: only these values, which ask for nothing, are let through. So is null, anywhere.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -89,6 +91,13 @@ class GenerationRequest(BaseModel):
     def parse(cls, data: Mapping[str, Any]) -> Self:
         """Check a JSON object; InvalidRequestError names the first parameter at fault."""
         given = {k: v for k, v in data.items() if v is not None and not _is_neutral(k, v)}
+        for name, value in given.items():
+            if name not in cls.model_fields:
+                raise _unsupported(name)
+            if name not in _LONG and isinstance(value, (list, dict)) and len(value) > MAX_ITEMS:
+                raise InvalidRequestError(
+                    f"{name} has {len(value)} items, and {MAX_ITEMS} is the most", param=name
+                )
         try:
             request = cls.model_validate(given)
         except ValidationError as error:
@@ -111,7 +120,7 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], FailFast()]
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from shuzhai.errors import ConfigError
+from shuzhai.server.addresses import listed_places
+
+CHAT_PATH = "/v1/chat/completions"
+_TEXT_BODY_BYTES = 8 * 2**20
 
 
 def is_loopback(host: str) -> bool:
@@ -27,19 +31,26 @@ class ServerConfig:
     allowed_hosts    further names in the Host header (a proxy's); on other than loopback addresses
                      the header is checked only where names are given
     allowed_origins  web pages of other origins that may use the API
+    allowed_image_hosts  NAME or NAME:PORT of hosts that pictures are fetched from; without a port,
+                     those of http and https are meant
     root_path        the path under which a proxy shows this server
-    max_body_bytes   of one request
+    max_body_bytes   of one request; where no picture can be sent, 8 MiB at most
+    max_held_bytes   of all requests together that are being received, or not yet prompts
     body_idle_seconds, body_bytes_per_second   a body may pause so long, and be so slow on average
+    body_seconds     and take so long in all
     """
 
     host: str = "127.0.0.1"
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    allowed_image_hosts: tuple[str, ...] = ()
     root_path: str = ""
-    max_body_bytes: int = 8 * 2**20
+    max_body_bytes: int = 48 * 2**20
+    max_held_bytes: int = 256 * 2**20
     body_idle_seconds: float = 15.0
     body_bytes_per_second: int = 32 * 2**10
+    body_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         for key in self.api_keys:
@@ -52,5 +63,16 @@ class ServerConfig:
                 raise ConfigError(
                     f"an allowed origin looks like https://example.org, not {origin!r}"
                 )
+        for entry in self.allowed_image_hosts:
+            if listed_places(entry) is None:
+                raise ConfigError(
+                    "an allowed image host is a name, not an address or a URL: pictures.example "
+                    f"or pictures.example:8080, not {entry!r}"
+                )
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
             raise ConfigError(f"the root path looks like /studio/shuzhai, not {self.root_path!r}")
+
+    def body_limit(self, path: str) -> int:
+        """The most bytes that a request to this path may send."""
+        limit = self.max_body_bytes
+        return limit if path == CHAT_PATH else min(limit, _TEXT_BODY_BYTES)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shuzhai.config import ImageSpec
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
 from shuzhai.frontend.outputs import Delta, EncodedPrompt, Logprob, Usage
@@ -26,19 +27,37 @@ def logprob(text: str, value: float = -0.5, top: Sequence[Logprob] = ()) -> Logp
     return Logprob(raw[0] if raw else 0, text, raw, value, tuple(top))
 
 
+EYES = ImageSpec(tile_size=28, tokens_per_tile=1, max_tiles=12, has_video=True)
+
+
 class FakeProcessor:
-    """A character is a token; a BOS comes first."""
+    """A character is a token; a BOS comes first. A picture is `<image>`."""
 
     max_model_len = 256
     default_sampling = SamplingParams(temperature=0.7)
+
+    def __init__(self) -> None:
+        self.image_spec: ImageSpec | None = None
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
         if not messages:
             raise InvalidRequestError("messages is empty", param="messages")
         for message in messages:
-            if set(message) != {"role", "content"} or not isinstance(message["content"], str):
+            if set(message) != {"role", "content"}:
                 raise InvalidRequestError(f"bad message {sorted(message)}", param="messages")
-        return self.encode_text("".join(f"[{m['role']}]{m['content']}" for m in messages))
+        return self.encode_text("".join(f"[{m['role']}]{self._words(m)}" for m in messages))
+
+    def _words(self, message: Mapping[str, Any]) -> str:
+        if isinstance(message["content"], str):
+            return message["content"]
+        if not isinstance(message["content"], list):
+            raise InvalidRequestError("bad content", param="messages")
+        words = ""
+        for part in message["content"]:
+            if part["type"] != "text" and self.image_spec is None:
+                raise InvalidRequestError("this model reads text only", param="messages")
+            words += part["text"] if part["type"] == "text" else "<image>"
+        return words
 
     def encode_text(self, text: str) -> EncodedPrompt:
         if len(text) >= self.max_model_len:
@@ -71,6 +90,7 @@ class FakeEngine:
         self.salts: list[bytes] = []
         self.params: list[SamplingParams] = []
         self.prompts: list[EncodedPrompt] = []
+        self.messages: list[Sequence[Mapping[str, Any]]] = []
         self.stopping = False
 
     @property
@@ -81,6 +101,7 @@ class FakeEngine:
         return FakeStats(self.running, num_free_blocks=64 - self.running)
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+        self.messages.append(messages)
         return await asyncio.to_thread(self.processor.encode_chat, messages)
 
     async def encode_text(self, text: str) -> EncodedPrompt:

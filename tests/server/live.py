@@ -16,6 +16,7 @@ from openai import OpenAI
 
 from shuzhai.server.app import create_app
 from shuzhai.server.connection import WatchedProtocol
+from shuzhai.server.pictures import PictureFetcher
 from shuzhai.server.registry import ServedModel
 from shuzhai.server.run import PoliteServer, bind, listen
 from shuzhai.server.settings import ServerConfig
@@ -98,12 +99,14 @@ def live_server(
     config: ServerConfig | None = None,
     protocol: type[WatchedProtocol] = WatchedProtocol,
     names: Sequence[str] = ("tiny",),
+    fetcher: PictureFetcher | None = None,
 ) -> Iterator[Live]:
     models = [
         ServedModel(name, engine, 1700000000, aliases=(f"{name}-folder",))
         for name, engine in zip(names, engines, strict=True)
     ]
-    server = PoliteServer(create_app(models, config), engines, drain_seconds=1, protocol=protocol)
+    app = create_app(models, config, fetcher)
+    server = PoliteServer(app, engines, drain_seconds=1, protocol=protocol)
     sock = bind("127.0.0.1", 0)
     listen(sock)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))

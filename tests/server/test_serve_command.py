@@ -101,6 +101,8 @@ def test_a_host_that_is_not_ours(host: str) -> None:
         {"allowed_origins": ("*",)},
         {"allowed_origins": ("app.example",)},
         {"allowed_origins": ("https://app.example/",)},
+        {"allowed_image_hosts": ("https://pictures.example",)},
+        {"allowed_image_hosts": ("10.0.0.1",)},
         {"root_path": "studio"},
         {"root_path": "/../x y"},
     ],
@@ -117,6 +119,9 @@ def test_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     assert (args.host, args.port, args.model) == ("127.0.0.1", 6006, None)
     args = parser.parse_args(["serve", "m", "--api-key", "a", "--api-key", "b", "--port", "0"])
     assert (args.api_key, args.port, args.run) == (["a", "b"], 0, serve.run)
+    hosts = ["--allowed-image-host", "a.example", "--allowed-image-host", "b.example:8080"]
+    args = parser.parse_args(["serve", *hosts, "--max-tiles", "6"])
+    assert (args.allowed_image_host, args.max_tiles) == (["a.example", "b.example:8080"], 6)
     for port in ("70000", "-1", "abc", "99999999999", ""):
         with pytest.raises(SystemExit):
             parser.parse_args(["serve", "--port", port])
