@@ -8,13 +8,15 @@ import dataclasses
 import io
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from shuzhai.cli.chat_answer import answer, for_terminal
-from shuzhai.cli.chat_commands import Conversation
+from shuzhai.cli.chat_commands import Conversation, Message
 from shuzhai.cli.chat_input import open_history, well_formed
+from shuzhai.cli.chat_pictures import read_picture
 from shuzhai.cli.chat_screen import ChatScreen, cut_message
 from shuzhai.cli.chat_words import Words, words_of
 from shuzhai.cli.options import add_engine_options, add_model, engine_options, given
@@ -44,6 +46,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-p", "--prompt", metavar="TEXT", help="the question, where MODEL is left out"
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a picture for the question; may be given several times",
+    )
     parser.add_argument("--system", metavar="TEXT", help='system prompt; "" for none at all')
     _add_sampling_options(parser.add_argument_group("answers (default: as the model recommends)"))
     add_engine_options(parser)
@@ -67,12 +76,16 @@ def run(args: argparse.Namespace) -> int:
     sampling = given(args, _SAMPLING)
     SamplingParams(**sampling)  # a bad value is told before a model is fetched and loaded
     question = _question(args)
+    pictures = [read_picture(Path(os.path.expanduser(path))) for path in args.image]
     engine = _load(args, environment, words)
     try:
         params = dataclasses.replace(engine.processor.default_sampling, **sampling)
-        conversation = Conversation(args.system)
+        if pictures and engine.processor.image_spec is None:
+            raise InvalidRequestError(words.blind.format(model=engine.name), "messages")
+        conversation = Conversation(args.system, pictures=pictures)
         if question is not None:
-            return _answer_once(engine, conversation.messages(question), params, words)
+            messages = conversation.messages(conversation.question(question))
+            return _answer_once(engine, messages, params, words)
         console = Console(highlight=False)
         _greet(console, engine, words, is_default=args.model is None)
         history = open_history(environment.home)
@@ -132,7 +145,7 @@ def _greet(console: Console, engine: AsyncEngine, words: Words, is_default: bool
 
 
 def _answer_once(
-    engine: AsyncEngine, messages: list[dict[str, str]], params: SamplingParams, words: Words
+    engine: AsyncEngine, messages: list[Message], params: SamplingParams, words: Words
 ) -> int:
     """Print the answer alone, as it comes. A terminal is kept safe; a pipe gets the exact text."""
     out = sys.stdout

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from shuzhai.cli.chat_commands import Message
 from shuzhai.engine.request import SamplingParams
 from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.frontend.outputs import Usage
@@ -49,7 +50,7 @@ class Reply:
 
 def answer(
     engine: AsyncEngine,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Message],
     params: SamplingParams,
     show: Callable[[str], None],
 ) -> Reply:
@@ -69,7 +70,7 @@ def answer(
 
 async def _stream(
     engine: AsyncEngine,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Message],
     params: SamplingParams,
     show: Callable[[str], None],
     reply: Reply,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -21,11 +22,15 @@ from shuzhai.cli.chat_words import Words
 if sys.platform != "win32":
     import termios
 
+_PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+
 
 def make_session(
-    history: History, words: Words, show_hint: Callable[[], None]
+    history: History, words: Words, show_hint: Callable[[], None], *, sees: bool
 ) -> PromptSession[str]:
     """The prompt. show_hint tells how to leave: Ctrl+C on an empty line asks for it.
+
+    sees  whether the model does: if not, no command for pictures is offered
 
     prompt() returns one message, which may have several lines; EOFError: the user leaves.
     """
@@ -36,7 +41,7 @@ def make_session(
         placeholder=lambda: _placeholder(words),
         history=history,
         key_bindings=_key_bindings(show_hint),
-        completer=_CommandCompleter(words),
+        completer=_CommandCompleter(words, sees),
         complete_while_typing=True,
         reserve_space_for_menu=len(COMMANDS),
         enable_suspend=True,
@@ -124,17 +129,25 @@ class _History(FileHistory):
 
 
 class _CommandCompleter(Completer):
-    """Offers the commands while the first word is being typed."""
+    """Offers the commands while the first word is being typed, then pictures where one is meant."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, sees: bool) -> None:
         self._help = dict(words.help)
+        self._names = [name for name in COMMANDS if sees or name != "/image"]
+        self._paths = PathCompleter(expanduser=True, file_filter=_may_be_picture)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         typed = document.text_before_cursor
-        if not typed.startswith("/"):
-            return
-        for name in COMMANDS:
-            if name.startswith(typed) and name != typed:
-                yield Completion(name, -len(typed), display_meta=self._help[name])
+        if typed.startswith("/image ") and "/image" in self._names:
+            path = Document(typed.removeprefix("/image ").lstrip())
+            yield from self._paths.get_completions(path, complete_event)
+        elif typed.startswith("/"):
+            for name in self._names:
+                if name.startswith(typed) and name != typed:
+                    yield Completion(name, -len(typed), display_meta=self._help[name])
+
+
+def _may_be_picture(path: str) -> bool:
+    return path.lower().endswith(_PICTURE_NAMES) or os.path.isdir(path)

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shuzhai.cli.chat_answer import Reply, answer, for_terminal
-from shuzhai.cli.chat_commands import COMMANDS, Command, Conversation, parse
+from shuzhai.cli.chat_commands import COMMANDS, Command, Content, Conversation, parse
 from shuzhai.cli.chat_input import make_session, silent_keys, well_formed
+from shuzhai.cli.chat_pictures import find_files, read_picture
 from shuzhai.cli.chat_words import Words
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import ContextLengthError, InvalidRequestError
@@ -36,8 +37,9 @@ class ChatScreen:
         self._words = words
         self._console = console
         self._limit = engine.processor.max_model_len
+        self._sees = engine.processor.image_spec is not None
         self._session: PromptSession[str] = make_session(
-            history, words, lambda: self._note(words.how_to_leave)
+            history, words, lambda: self._note(words.how_to_leave), sees=self._sees
         )
         # What stands in the line when the next prompt comes, and when the next new chat begins.
         self._draft = ""
@@ -45,6 +47,8 @@ class ChatScreen:
 
     def run(self) -> None:
         """Talk until the user leaves."""
+        if self._conversation.pictures:
+            self._show_pictures()
         leave = False
         while not leave:
             draft, self._draft = self._draft, ""
@@ -68,12 +72,16 @@ class ChatScreen:
             self._error(self._words.unknown_command.format(name=said.name[:40]))
         elif said.name == "/system":
             self._system(said.text)
+        elif said.name == "/image":
+            self._image(said.text)
         elif said.text:
             self._error(self._words.takes_no_text.format(name=said.name))
         elif said.name == "/help":
             self._help()
         elif said.name == "/clear":
             self._conversation.turns.clear()
+            if not kept:
+                self._conversation.pictures.clear()
             self._draft = kept
             self._note(self._words.new_chat)
         return said == Command("/exit", "")
@@ -89,30 +97,54 @@ class ChatScreen:
         words = self._words
         self._note(words.system_is.format(text=text) if text else words.system_none)
 
+    def _image(self, text: str) -> None:
+        """Add what stands at a path to the next message; without a path, tell what waits there."""
+        if not self._sees:
+            self._error(self._words.blind.format(model=self._engine.name))
+            return
+        files = find_files(text) if text else []
+        if text and not files:
+            self._error(self._words.no_file.format(path=text))
+            return
+        try:
+            self._conversation.pictures += [read_picture(file) for file in files]
+        except InvalidRequestError as error:
+            self._error(str(error))
+            return
+        self._show_pictures()
+
+    def _show_pictures(self) -> None:
+        pictures = ", ".join(map(str, self._conversation.pictures))
+        words = self._words
+        self._note(words.pictures_wait.format(pictures=pictures) if pictures else words.no_pictures)
+
     def _help(self) -> None:
         table = Table.grid(padding=(0, 3, 0, 0))
         for what, meaning in self._words.help:
-            table.add_row(Text(what, "bold"), Text(meaning))
+            if self._sees or not what.startswith("/image"):
+                table.add_row(Text(what, "bold"), Text(meaning))
         self._console.print(table)
 
-    def _answer(self, question: str) -> None:
+    def _answer(self, text: str) -> None:
+        question = self._conversation.question(text)
         try:
             reply = self._show_answer(question)
         except ContextLengthError:
-            self._refuse_long(question)
+            self._refuse_long(text)
             return
         except InvalidRequestError as error:
-            self._draft = question
+            self._draft = text
             self._error(str(error))
             return
         if reply.finish_reason is None and not reply.text:
-            self._draft = question
+            self._draft = text
             self._note(self._words.nothing_said)
             return
         self._conversation.turns.append((question, reply.text))
+        self._conversation.pictures.clear()
         self._sum_up(reply)
 
-    def _show_answer(self, question: str) -> Reply:
+    def _show_answer(self, question: Content) -> Reply:
         """Stream the answer to the console; a line that turns stands there until it begins."""
         out = self._console.file
         with (

@@ -21,6 +21,10 @@ class Words:
     placeholder: str
     thinking: str
     help: tuple[tuple[str, str], ...]
+    pictures_wait: str
+    no_pictures: str
+    no_file: str
+    blind: str
     new_chat: str
     system_is: str
     system_none: str
@@ -53,6 +57,8 @@ ENGLISH = Words(
         ("/clear", "start a new chat (the system prompt stays)"),
         ("/system", "show the system prompt"),
         ("/system TEXT", "replace it; the chat goes on"),
+        ("/image PATH", "add a picture to the next message; more than once for several"),
+        ("/image", "show which pictures wait for the next message"),
         ("/exit", "leave"),
         ("/help", "show this"),
         ("//text", "send a message that begins with a slash"),
@@ -62,6 +68,10 @@ ENGLISH = Words(
         ("Ctrl+D", "leave"),
         ("Up, Down", "earlier messages"),
     ),
+    pictures_wait="With the next message: {pictures}",
+    no_pictures="No picture waits. /image PATH adds one to the next message.",
+    no_file="There is no such file: {path}",
+    blind="{model} reads text only and cannot see pictures. `shuzhai list` shows models that can.",
     new_chat="A new chat begins.",
     system_is="System prompt: {text}",
     system_none="There is no system prompt. /system TEXT sets one.",
@@ -97,6 +107,8 @@ CHINESE = Words(
         ("/clear", "开始新对话（保留系统提示词）"),
         ("/system", "显示系统提示词"),
         ("/system 文字", "替换系统提示词，对话继续"),
+        ("/image 路径", "给下一条消息添加图片，可多次使用"),
+        ("/image", "显示待发送的图片"),
         ("/exit", "退出"),
         ("/help", "显示本说明"),
         ("//文字", "发送以斜杠开头的消息"),
@@ -106,6 +118,10 @@ CHINESE = Words(
         ("Ctrl+D", "退出"),
         ("↑ ↓", "之前的消息"),
     ),
+    pictures_wait="随下一条消息发送：{pictures}",
+    no_pictures="没有待发送的图片。用“/image 路径”给下一条消息添加图片。",
+    no_file="没有这个文件：{path}",
+    blind="{model} 只能读文字，看不了图片。用 `shuzhai list` 查看能看图的模型。",
     new_chat="新对话开始。",
     system_is="系统提示词：{text}",
     system_none="没有系统提示词。用“/system 文字”设置。",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shuzhai.cli import chat, list_models, pull, serve
+from shuzhai.cli.options import Parser
 from shuzhai.errors import ShuzhaiError
 
 COMMANDS = (serve, chat, pull, list_models)
@@ -17,7 +18,7 @@ COMMANDS = (serve, chat, pull, list_models)
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Each module of COMMANDS adds its own subparser, with `run` set."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="shuzhai", description="Run the Shusheng / InternLM models on your own machine."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -8,6 +8,7 @@ from prompt_toolkit.document import Document
 from shuzhai.cli.chat_answer import Reply, for_terminal
 from shuzhai.cli.chat_commands import COMMANDS, Command, Conversation, parse
 from shuzhai.cli.chat_input import _CommandCompleter, well_formed
+from shuzhai.cli.chat_pictures import Picture
 from shuzhai.cli.chat_words import CHINESE, ENGLISH, words_of
 from shuzhai.config import Environment
 
@@ -38,6 +39,21 @@ def test_conversation_messages():
     assert conversation.messages("c") == [
         {"role": "system", "content": ""},
         {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+
+
+def test_pictures_stand_before_the_question_and_stay_in_its_turn():
+    conversation = Conversation(pictures=[Picture("cat.png", 3, 2, b"cat")])
+    question = conversation.question("a")
+    parts = [{"type": "image", "image": b"cat"}, {"type": "text", "text": "a"}]
+    assert question == parts
+    assert conversation.messages(question) == [{"role": "user", "content": parts}]
+    conversation.turns.append((question, "b"))
+    conversation.pictures.clear()
+    assert conversation.messages(conversation.question("c")) == [
+        {"role": "user", "content": parts},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
@@ -93,11 +109,27 @@ def test_tokens_per_second_leave_the_prompt_out():
         ("/", list(COMMANDS)),
         ("/h", ["/help"]),
         ("/help", []),
+        ("/i", ["/image"]),
         ("/system x", []),
         ("hello", []),
         ("", []),
     ],
 )
 def test_completion_of_commands(typed, offered):
-    found = _CommandCompleter(CHINESE).get_completions(Document(typed), CompleteEvent())
-    assert [completion.text for completion in found] == offered
+    assert completions(typed) == offered
+    blind = [name for name in offered if name != "/image"]
+    assert completions(typed, sees=False) == blind
+
+
+def test_completion_of_paths_to_pictures(tmp_path):
+    for name in ("cat.PNG", "cat 2.jpg", "cat.txt", "dog.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "cats").mkdir()
+    assert completions(f"/image {tmp_path}/ca") == ["t 2.jpg", "t.PNG", "ts"]
+    assert completions(f"/image {tmp_path}/dog.p") == ["ng"]
+    assert completions(f"/image {tmp_path}/ca", sees=False) == []
+
+
+def completions(typed, sees=True):
+    found = _CommandCompleter(CHINESE, sees).get_completions(Document(typed), CompleteEvent())
+    return [completion.text for completion in found]

@@ -1,6 +1,5 @@
 """`shuzhai chat` as a command: one question, a pipe, a real terminal."""
 
-import argparse
 import io
 import os
 import select
@@ -11,11 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from shuzhai.cli import chat
+from shuzhai.cli.options import Parser
+from shuzhai.config import ImageSpec
 from shuzhai.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from shuzhai.frontend.async_engine import AsyncEngine
 from tests.support.tiny import TinyShape, write_checkpoint
+from tests.support.tiny_vision import write_internvl2
 
 ROOT = Path(__file__).parents[2]
 ANSWER = ("--temperature", "0", "--max-tokens", "8")
@@ -28,7 +31,7 @@ def run(tiny_folder, tmp_path, monkeypatch):
 
     def run(*words, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(stdin))))
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         chat.add_parser(parser.add_subparsers())
         args = parser.parse_args(
             ["chat", *(str(tiny_folder) if word == "TINY" else word for word in words)]
@@ -91,6 +94,59 @@ def test_a_locale_that_cannot_hold_the_answer(run, monkeypatch):
 def test_what_cannot_be_done_is_said(run, words, error, message):
     with pytest.raises(error, match=message):
         run(*words)
+
+
+def test_options_may_stand_before_the_question(run, capsys):
+    assert run("TINY", *ANSWER, "Hello! 你好") == 0
+    said = capsys.readouterr().out
+    assert run("TINY", "Hello! 你好", *ANSWER) == 0
+    assert capsys.readouterr().out == said
+    with pytest.raises(SystemExit):
+        run("TINY", *ANSWER, "Hello!", "--seed", "1", "stray")
+
+
+def test_pictures_for_one_question(run, tmp_path, monkeypatch):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a b.png")
+    Image.new("RGB", (2, 3)).save(tmp_path / "c.jpg")
+    images = ("--image", str(tmp_path / "a b.png"), "--image", str(tmp_path / "c.jpg"))
+    with pytest.raises(InvalidRequestError, match="cannot see"):
+        run("TINY", *images, "Which?", *ANSWER)
+    load, asked = AsyncEngine.load, []
+
+    def load_seeing(*args, **options):
+        engine = load(*args, **options)
+        encode = engine.encode_chat
+
+        async def encode_texts(messages):
+            asked.extend(messages)
+            return await encode([{"role": "user", "content": messages[0]["content"][-1]["text"]}])
+
+        engine.processor.image_spec = ImageSpec(28, 4, max_tiles=12)
+        engine.encode_chat = encode_texts
+        return engine
+
+    monkeypatch.setattr(AsyncEngine, "load", load_seeing)
+    assert run("TINY", *images, "Which?", *ANSWER) == 0
+    assert asked[0]["content"] == [
+        {"type": "image", "image": (tmp_path / "a b.png").read_bytes()},
+        {"type": "image", "image": (tmp_path / "c.jpg").read_bytes()},
+        {"type": "text", "text": "Which?"},
+    ]
+
+
+def test_a_vision_model_reads_the_picture(run, tmp_path, capsys):
+    model = str(write_internvl2(tmp_path / "model"))
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    assert run(model, "--image", str(tmp_path / "red.png"), "Which colour?", *ANSWER) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_bad_picture_is_told_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(AsyncEngine, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "page.png").write_text("<html>")
+    for name in ("page.png", "none.png"):
+        with pytest.raises(InvalidRequestError, match=name):
+            run("TINY", "--image", str(tmp_path / name), "Hello!")
 
 
 def test_a_bad_option_is_told_before_the_model_is_loaded(run, monkeypatch):

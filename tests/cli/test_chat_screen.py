@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
@@ -19,7 +20,9 @@ from shuzhai.cli.chat_commands import Conversation
 from shuzhai.cli.chat_input import open_history
 from shuzhai.cli.chat_screen import ChatScreen
 from shuzhai.cli.chat_words import CHINESE, ENGLISH
+from shuzhai.config import ImageSpec
 from shuzhai.engine.request import SamplingParams
+from shuzhai.errors import ContextLengthError, InvalidRequestError
 from shuzhai.frontend.async_engine import AsyncEngine
 
 CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
@@ -52,6 +55,34 @@ def short_engine(tiny_folder):
     engine = AsyncEngine.load(tiny_folder, max_num_seqs=1, max_model_len=128)
     yield engine
     asyncio.run(engine.shutdown())
+
+
+@pytest.fixture
+def seeing_engine(engine, monkeypatch):
+    """Takes pictures, and goes by the text beside them; `asked` holds the messages of each call."""
+    encode, engine.asked = engine.encode_chat, []
+
+    async def encode_texts(messages):
+        engine.asked.append(messages)
+        return await encode([{**m, "content": text_of(m["content"])} for m in messages])
+
+    monkeypatch.setattr(engine, "encode_chat", encode_texts)
+    monkeypatch.setattr(engine.processor, "image_spec", ImageSpec(28, 4, max_tiles=12))
+    return engine
+
+
+def text_of(content):
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder to be in, with the bytes of its two pictures by name."""
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("cat.png", (30, 20)), ("my dog.jpg", (7, 9))):
+        Image.new("RGB", size, "red").save(name)
+    (tmp_path / "page.png").write_text("<html>")
+    return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 @pytest.fixture
@@ -133,7 +164,8 @@ def test_commands(chat, engine, conversation):
         "/help\r/nope x\r/\r/system\r/clear now\r//etc is what?\r"
         "/system Be brief.\r/system\r/exit\r"
     )
-    assert all(what in said and meaning in said for what, meaning in ENGLISH.help)
+    for what, meaning in ENGLISH.help:
+        assert (what in said and meaning in said) is not what.startswith("/image")
     assert "There is no command /nope;" in said
     assert "There is no command /;" in said
     assert "System prompt: Hi." in said
@@ -271,3 +303,78 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(chat, conversation, tmp_p
     (tmp_path / "file").touch()
     chat("Hello!\r/exit\r", history=open_history(tmp_path / "file"))
     assert len(conversation.turns) == 1
+
+
+def test_pictures_go_with_the_next_message_and_stay_in_the_chat(
+    chat, seeing_engine, conversation, pictures
+):
+    said = chat("/help\r/image\r/image cat.png\r/image 'my dog.jpg'\rTwo?\rAnd?\r/image\r/exit\r")
+    assert all(what in said and meaning in said for what, meaning in ENGLISH.help)
+    assert said.count("No picture waits.") == 2
+    assert "With the next message: cat.png (30 × 20)\n" in said
+    assert "With the next message: cat.png (30 × 20), my dog.jpg (7 × 9)\n" in said
+    two = [
+        {"type": "image", "image": pictures["cat.png"]},
+        {"type": "image", "image": pictures["my dog.jpg"]},
+        {"type": "text", "text": "Two?"},
+    ]
+    assert [messages[-1]["content"] for messages in seeing_engine.asked] == [two, "And?"]
+    assert seeing_engine.asked[1][1]["content"] == two
+    assert [question for question, _ in conversation.turns] == [two, "And?"]
+
+
+def test_a_bad_picture_loses_nothing(chat, seeing_engine, conversation, pictures):
+    said = chat("/image cat.png\r/image page.png\r/image none.png\rOne?\r/exit\r")
+    assert "page.png: " in said
+    assert "There is no such file: none.png" in said
+    assert [part["type"] for part in conversation.turns[0][0]] == ["image", "text"]
+
+
+def test_clear_drops_the_pictures(chat, seeing_engine, conversation, pictures):
+    chat("/image cat.png\r/clear\rNone?\r/exit\r")
+    assert [question for question, _ in conversation.turns] == ["None?"]
+
+
+def test_a_refused_question_keeps_its_pictures(
+    chat, seeing_engine, conversation, pictures, monkeypatch
+):
+    encode = seeing_engine.encode_chat
+
+    async def refuse(messages):
+        monkeypatch.setattr(seeing_engine, "encode_chat", encode)
+        raise InvalidRequestError("that many tiles do not fit")
+
+    monkeypatch.setattr(seeing_engine, "encode_chat", refuse)
+    assert "that many tiles" in chat("/image cat.png\rOne?\r\r/exit\r")
+    assert [text_of(question) for question, _ in conversation.turns] == ["One?"]
+    assert conversation.turns[0][0][0]["image"] == pictures["cat.png"]
+
+
+def test_a_full_context_keeps_the_pictures_for_the_new_chat(
+    chat, seeing_engine, conversation, pictures, monkeypatch
+):
+    encode = seeing_engine.encode_chat
+
+    async def refuse_two(messages):
+        if len(messages) > 2:
+            raise ContextLengthError("too long")
+        return await encode(messages)
+
+    monkeypatch.setattr(seeing_engine, "encode_chat", refuse_two)
+    chat("Hello!\r/image cat.png\rOne?\r/clear\r\r/exit\r")
+    assert [text_of(question) for question, _ in conversation.turns] == ["One?"]
+    assert conversation.turns[0][0][0]["image"] == pictures["cat.png"]
+
+
+def test_a_model_that_reads_text_only_says_so(chat, engine, conversation, pictures):
+    said = chat("/image cat.png\rHello!\r/exit\r")
+    assert f"{engine.name} reads text only and cannot see pictures." in said
+    assert [question for question, _ in conversation.turns] == ["Hello!"]
+
+
+def test_pictures_in_chinese(chat, seeing_engine, conversation, pictures):
+    said = chat("/image\r/image cat.png\r/image none.png\r/help\r/exit\r", words=CHINESE)
+    assert "没有待发送的图片。" in said
+    assert "随下一条消息发送：cat.png (30 × 20)" in said
+    assert "没有这个文件：none.png" in said
+    assert "/image 路径" in said

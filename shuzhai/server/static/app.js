@@ -7,6 +7,11 @@ const TEXTS = {
     welcome: "What would you like to talk about?", key: "This server needs an API key", ok: "OK",
     stopped: "Stopped.", long: "The answer ended here: its limit was reached.",
     offline: "The server cannot be reached. Is it still running?",
+    attach: "Add pictures, or paste or drop them", waiting: "Pictures to send", remove: "Remove",
+    blind: "This model reads text only and cannot see pictures.",
+    kind: "not a PNG, JPEG, WebP, GIF or BMP picture", big: "larger than 32 MB",
+    full: "does not fit: the pictures of a chat may have 33 MB together (44 MB as they are sent)",
+    unreadable: "this file cannot be read", colon: ": ", comma: ", ",
   },
   zh: {
     new: "新对话", send: "发送", stop: "停止", system: "系统提示词", language: "English",
@@ -14,8 +19,21 @@ const TEXTS = {
     welcome: "想聊点什么？", key: "此服务需要 API 密钥", ok: "确定",
     stopped: "已停止。", long: "回答到达长度上限，在此结束。",
     offline: "连接不上服务，请确认它仍在运行。",
+    attach: "添加图片，也可以粘贴或拖放", waiting: "待发送的图片", remove: "移除",
+    blind: "此模型只能读文字，看不了图片。",
+    kind: "不是 PNG、JPEG、WebP、GIF 或 BMP 图片", big: "超过 32 MB",
+    full: "放不下：一个对话的图片合计最多 33 MB（发送时为 44 MB）",
+    unreadable: "无法读取此文件", colon: "：", comma: "、",
   },
 };
+
+// What the server takes. A picture grows by a third on its way, as text in base64.
+const KINDS = {
+  "image/png": /^\x89PNG\r\n\x1a\n/, "image/jpeg": /^\xff\xd8\xff/, "image/gif": /^GIF8[79]a/,
+  "image/webp": /^RIFF[^]{4}WEBP/, "image/bmp": /^BM/,
+};
+const MAX_FILE_BYTES = 32 * 2 ** 20;
+const MAX_SENT_BYTES = 44 * 2 ** 20;
 
 const $ = (id) => document.getElementById(id);
 const input = $("input"), log = $("log"), problem = $("problem");
@@ -23,6 +41,9 @@ let language = localStorage.getItem("language")
   ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
 let messages = [];
 let running = null; // AbortController of the answer under way
+let pictures = []; // {name, url} that go with the next question
+let reading = Promise.resolve(); // settled when the files that were added have been read
+let sees = true; // until the server says that its model does not
 
 function showTexts() {
   const texts = TEXTS[language];
@@ -31,9 +52,11 @@ function showTexts() {
     node.textContent = texts[node.dataset.text];
   }
   for (const node of document.querySelectorAll("[data-label]")) {
-    node.placeholder = texts[node.dataset.label];
+    if (node.tagName === "TEXTAREA") node.placeholder = texts[node.dataset.label];
+    if (node.tagName === "BUTTON") node.title = texts[node.dataset.label];
     node.setAttribute("aria-label", texts[node.dataset.label]);
   }
+  showPictures();
   $("language").textContent = texts.language;
 }
 
@@ -63,6 +86,77 @@ function fit() {
   input.style.height = `${input.scrollHeight + 2}px`;
 }
 
+function image({ name, url }) {
+  const node = document.createElement("img");
+  node.src = url;
+  node.alt = name;
+  node.title = name;
+  node.draggable = false; // dropped on the page it would be added once more
+  return node;
+}
+
+function showPictures() {
+  $("pictures").replaceChildren(...pictures.map((picture) => {
+    const item = document.createElement("li"), remove = document.createElement("button");
+    remove.type = "button";
+    remove.textContent = "×";
+    remove.title = `${TEXTS[language].remove} ${picture.name}`;
+    remove.setAttribute("aria-label", remove.title);
+    remove.addEventListener("click", () => removePicture(picture));
+    item.append(image(picture), remove);
+    return item;
+  }));
+}
+
+function removePicture(picture) {
+  const place = pictures.indexOf(picture);
+  pictures = pictures.filter((other) => other !== picture);
+  showPictures();
+  showProblem("");
+  const buttons = $("pictures").querySelectorAll("button");
+  (buttons[Math.min(place, buttons.length - 1)] ?? input).focus();
+}
+
+function addFiles(files) {
+  showProblem(sees ? "" : TEXTS[language].blind);
+  if (sees) reading = reading.then(() => readFiles(files));
+}
+
+async function readFiles(files) {
+  const refused = new Map();
+  for (const file of files) {
+    const why = await readFile(file).catch(() => "unreadable");
+    if (why) refused.set(why, [...(refused.get(why) ?? []), file.name]);
+    else showPictures();
+  }
+  if (!refused.size) return;
+  const texts = TEXTS[language];
+  const lines = [...refused].map(([why, names]) => names.join(texts.comma) + texts.colon + texts[why]);
+  showProblem(lines.join("\n"));
+}
+
+// Adds a picture as it is, or gives the reason why not. A kind shows in the first bytes only: names
+// may be wrong or missing. What is inside is checked, turned upright and scaled by the server.
+async function readFile(file) {
+  const bytes = new Uint8Array(await file.slice(0, 12).arrayBuffer());
+  const start = String.fromCharCode(...bytes);
+  const kind = Object.keys(KINDS).find((name) => KINDS[name].test(start));
+  if (!kind) return "kind";
+  if (file.size > MAX_FILE_BYTES) return "big";
+  const sent = messages.flatMap(({ content }) => (Array.isArray(content) ? content : []));
+  const urls = [...sent.map((part) => part.image_url?.url ?? ""), ...pictures.map(({ url }) => url)];
+  const total = urls.reduce((sum, url) => sum + url.length, 0);
+  if (total + file.size * 4 / 3 > MAX_SENT_BYTES) return "full";
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(new Blob([file], { type: kind }));
+  });
+  pictures = [...pictures, { name: file.name, url }];
+  return null;
+}
+
 function setRunning(controller) {
   running = controller;
   $("send").hidden = controller !== null;
@@ -78,17 +172,31 @@ function askKey() {
   });
 }
 
-async function request(body, signal) {
-  const headers = { "Content-Type": "application/json" };
+function withKey(headers = {}) {
   const key = sessionStorage.getItem("key");
-  if (key) headers.Authorization = `Bearer ${key}`;
+  return key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+}
+
+// Whether the model sees pictures. Who may not ask yet learns it from the answer to a picture.
+async function learnSight() {
+  const response = await fetch("v1/models", { headers: withKey() });
+  if (response.ok) {
+    const model = (await response.json()).data.find(({ id }) => id === $("model").textContent);
+    sees = model?.input_modalities?.includes("image") ?? false;
+  }
+  $("attach").hidden = !sees;
+}
+
+async function request(body, signal) {
   const response = await fetch("v1/chat/completions", {
-    method: "POST", headers, body: JSON.stringify(body), signal,
+    method: "POST", headers: withKey({ "Content-Type": "application/json" }),
+    body: JSON.stringify(body), signal,
   });
   if (response.status === 401) {
     const entered = await askKey();
     if (entered) {
       sessionStorage.setItem("key", entered);
+      learnSight();
       return request(body, signal);
     }
   }
@@ -132,18 +240,36 @@ async function answer(node, controller) {
   }
 }
 
+function contentOf({ text, pictures }) {
+  if (!pictures.length) return text;
+  const parts = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return text.trim() ? [...parts, { type: "text", text }] : parts;
+}
+
+function fill(question) {
+  input.value = question.text;
+  pictures = question.pictures;
+  fit();
+  showPictures();
+}
+
 async function send() {
-  const text = input.value;
-  if (running || !text.trim()) return;
+  await reading;
+  const question = { text: input.value, pictures };
+  if (running || !(question.text.trim() || pictures.length)) return;
   const controller = new AbortController();
   const chat = messages;
   setRunning(controller);
   showProblem("");
-  chat.push({ role: "user", content: text });
-  const mine = add("message user", text);
+  chat.push({ role: "user", content: contentOf(question) });
+  const mine = add("message user", question.text);
+  if (pictures.length) {
+    const row = document.createElement("div");
+    row.append(...pictures.map(image));
+    mine.prepend(row);
+  }
   const node = add("message assistant waiting");
-  input.value = "";
-  fit();
+  fill({ text: "", pictures: [] });
   try {
     await answer(node, controller);
   } catch (error) {
@@ -154,13 +280,13 @@ async function send() {
   } finally {
     node.classList.remove("waiting");
     if (running === controller) setRunning(null);
-    if (chat === messages) keep(chat, text, mine, node);
+    if (chat === messages) keep(chat, question, mine, node);
   }
   input.focus();
 }
 
 // What was answered stays in the chat; a question without any answer goes back to the input.
-function keep(chat, text, mine, node) {
+function keep(chat, question, mine, node) {
   if (node.textContent) {
     chat.push({ role: "assistant", content: node.textContent });
     return;
@@ -169,8 +295,7 @@ function keep(chat, text, mine, node) {
   chat.pop();
   mine.remove();
   $("welcome").hidden = chat.length > 0;
-  if (!input.value) input.value = text;
-  fit();
+  if (!input.value && !pictures.length) fill(question);
 }
 
 function newChat() {
@@ -191,6 +316,28 @@ $("language").addEventListener("click", () => {
   localStorage.setItem("language", language);
   showTexts();
 });
+$("attach").addEventListener("click", () => $("files").click());
+$("files").addEventListener("change", () => {
+  addFiles([...$("files").files]);
+  $("files").value = ""; // the same file may be chosen again
+  input.focus();
+});
+document.addEventListener("paste", (event) => {
+  const { files, types } = event.clipboardData;
+  // Office programs add a picture of the text that was copied: that is meant as text.
+  if (!files.length || (types.includes("text/plain") && types.includes("text/html"))) return;
+  event.preventDefault();
+  addFiles([...files]);
+});
+// Files that are dropped anywhere; without this the browser would leave the chat to show them.
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.toggle("dropping", kind === "dragover" && sees);
+    if (kind === "drop") addFiles([...event.dataTransfer.files]);
+  });
+}
 input.addEventListener("input", fit);
 input.addEventListener("keydown", (event) => {
   // Enter that ends the composition of an input method does not send (229: Safari's sign for it).
@@ -203,4 +350,5 @@ showTexts();
 fetch("health").then((r) => r.json()).then((health) => {
   $("model").textContent = health.model;
   if (health.status !== "ok") showProblem(health.cause);
+  return learnSight();
 }).catch(() => showProblem(TEXTS[language].offline));
