@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.machine import Limits, measure_limits
 from benchmarks.shapes import SHAPES
-from shuzhai.config import DecoderConfig, EngineConfig, Environment, read_checkpoint_config
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.config import EngineConfig, Environment
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import Request, SamplingParams
 from shuzhai.hub.catalog import DEFAULT_MODEL
@@ -30,14 +30,6 @@ from shuzhai.hub.progress import SilentProgress
 from shuzhai.hub.pull import resolve
 from shuzhai.hub.store import Store
 from shuzhai.models.decoder import decoder_shapes
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the machine does at most, measured here and now."""
-
-    read_bytes_per_s: float
-    flops_per_s: float
 
 
 @dataclass(frozen=True)
@@ -54,27 +46,6 @@ class Result:
         return self.tokens_per_s / self.limit_tokens_per_s
 
 
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def measure_limits() -> Limits:
-    data = torch.randn(2**27)  # 512 MiB: beyond any cache
-    read = data.numel() * 4 / median_seconds(lambda: data.sum(), 7)
-    rates = []
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(1024, 2048).to(dtype)
-        b = torch.randn(4096, 2048).to(dtype)
-        rates.append(2 * 1024 * 2048 * 4096 / median_seconds(lambda a=a, b=b: a @ b.t(), 5))
-    return Limits(read, max(rates))
-
-
 class Bench:
     """One engine, timed at three kinds of work."""
 
@@ -83,7 +54,7 @@ class Bench:
         self._limits = limits
         self._repeats = repeats
         self._count = 0
-        model = engine.model_config
+        model = engine.model_config.decoder
         element = engine.dtype.itemsize
         # The embedding is looked up, not read through; a tied one is read as the head.
         matrices = {k: torch.Size(s).numel() for k, s in decoder_shapes(model).items()}
@@ -95,7 +66,7 @@ class Bench:
 
     def _requests(self, count: int, prompt: int, output: int) -> list[Request]:
         """Prompts that share no prefix with any before."""
-        vocab = self._engine.model_config.vocab_size
+        vocab = self._engine.model_config.decoder.vocab_size
         params = SamplingParams(temperature=0, max_tokens=output)
         made = []
         for _ in range(count):
@@ -150,14 +121,11 @@ class Bench:
 def load(args: argparse.Namespace) -> tuple[str, Engine]:
     config = EngineConfig(device="cpu", dtype=args.dtype, max_model_len=args.max_model_len)
     if args.random_weights:
-        return f"random {args.random_weights}", Engine.load(
-            SHAPES[args.random_weights], config, None
-        )
+        return f"random {args.random_weights}", Engine.random(SHAPES[args.random_weights], config)
     environment = Environment.read()
     store = Store.at_home(environment)
     folder = resolve(args.model, store, SilentProgress(), environment=environment)
-    model: DecoderConfig = read_checkpoint_config(folder).decoder
-    return args.model, Engine.load(model, config, folder)
+    return args.model, Engine.load(read_checkpoint_config(folder), config, folder)
 
 
 def main() -> None:
@@ -175,14 +143,8 @@ def main() -> None:
     name, engine = load(args)
     bench = Bench(engine, limits, args.repeats)
     print(f"model    {name}, {args.dtype}")
-    print(
-        f"machine  {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    )
     print(f"memory   {engine.plan.line()}; {bench.kv_bytes:,} bytes of KV a token")
-    print(
-        f"limits   read {limits.read_bytes_per_s / 1e9:.1f} GB/s, "
-        f"matrix products {limits.flops_per_s / 1e9:.0f} GFLOP/s\n"
-    )
+    print(limits.lines() + "\n")
     results = [bench.prefill(args.prompt)] + [bench.decode(n) for n in args.streams]
     print(f"{'':24}{'tokens/s':>10}{'MB/token':>10}{'limit':>10}{'share':>8}")
     for r in results:
