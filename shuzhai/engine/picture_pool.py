@@ -53,6 +53,7 @@ class PicturePool:
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
         self._free_rows = num_rows
+        self._has_refused = False
         self._holders: dict[Key, int] = {}
         # In the order in which they were taken hold of last: what is to be encoded, or dropped,
         # stands first.
@@ -64,6 +65,11 @@ class PicturePool:
         held = sum(p.num_rows for key, p in self._pictures.items() if self._holders[key])
         return self.num_rows - held
 
+    def begin_round(self) -> None:
+        """Sequences ask in their order, in rounds: nobody gets new room after one that got none,
+        or small pictures would overtake a large one for ever."""
+        self._has_refused = False
+
     def hold(self, salt: bytes, image: ImageSpan) -> Picture | None:
         """Take hold of a picture, new or known to this salt; None if there is no room for it now.
 
@@ -73,7 +79,8 @@ class PicturePool:
         picture = self._pictures.get(key)
         if picture is None:
             needed = image.end - image.start
-            if needed > self.num_free_rows:
+            if self._has_refused or needed > self.num_free_rows:
+                self._has_refused = True
                 return None
             self._make_room(needed)
             picture = Picture(key, image)

@@ -69,6 +69,7 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures."""
+        self.pictures.begin_round()
         batch = self._schedule_running()
         self._admit(batch)
         return batch

@@ -130,6 +130,21 @@ def test_pictures_wait_for_room(folder: Path) -> None:
     assert all_free(engine)
 
 
+def test_small_pictures_do_not_overtake_a_large_one_for_ever(folder: Path) -> None:
+    engine = load(folder, max_num_batched_tokens=2000)
+    engine._scheduler.pictures = PicturePool(24)
+    engine.add(asked("first", span(4, 3, seed=99)))
+    engine.step()
+    engine.add(asked("large", span(4, 6)))
+    seen: list[str] = []
+    for i in range(60):
+        engine.add(asked(f"small {i}", span(4, 3, seed=i)))
+        seen += [output.request_id for output in engine.step() if output.finish_reason]
+        if "large" in seen:
+            break
+    assert "large" in seen
+
+
 @pytest.mark.parametrize("steps", range(8))
 def test_leaving_at_any_moment_gives_everything_back(folder: Path, steps: int) -> None:
     engine = load(folder, max_num_batched_tokens=16)
