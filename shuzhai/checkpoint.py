@@ -60,6 +60,14 @@ _HARMLESS = frozenset(
     """.split()
 )
 
+_OF_EXPERTS = frozenset(
+    """
+    capacity_factor eval_capacity_factor laux_allreduce moe_coeff_ratio moe_intermediate_size
+    moe_output_scale noisy_gate_policy num_experts num_routed_experts num_shared_experts
+    shared_expert_intermediate_size use_residual use_rts use_weighted_residual
+    """.split()
+)
+
 # Keys that would change the result; this code implements exactly these values of them.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -84,6 +92,7 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "use_backbone_lora": (0,),
     "use_llm_lora": (0,),
     "pad2square": (False,),
+    "use_moe": (False,),
 }
 
 # How the tensors of each architecture are named.
@@ -141,7 +150,11 @@ class _Reader:
             raise self.fail(f"{name} is not implemented but for {value!r}")
 
     def finish(self) -> None:
+        # These say how experts would be mixed, if there were any.
+        unused = _OF_EXPERTS if self._data.get("use_moe") is False else frozenset()
         for name, value in self._data.items():
+            if name in unused:
+                continue
             if name in _ONLY:
                 if value not in _ONLY[name]:
                     raise self.fail(
@@ -174,6 +187,8 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
         language = reader.section("llm_config")
         decoder = _read_decoder(language, _architecture(language, tuple(_LAYOUTS)), stop_ids)
         language.finish()
+        if reader.take("hidden_size", int, decoder.hidden_size) != decoder.hidden_size:
+            raise reader.fail("hidden_size differs from that of llm_config")
         vision = _read_internvl(reader)
     else:
         if architecture == _XCOMPOSER2:
@@ -271,16 +286,17 @@ def _read_internvl(reader: _Reader) -> VisionConfig:
     tiles = reader.take("dynamic_image_size", bool, False)
     min_tiles = reader.positive("min_dynamic_patch", default=1)
     max_tiles = reader.positive("max_dynamic_patch", default=12)
-    image_size = tower.positive("image_size")
-    forced = reader.take("force_image_size", int, None)
+    image_size, patch_size = tower.positive("image_size"), tower.positive("patch_size")
+    forced = reader.positive("force_image_size", default=image_size)
     config = VisionConfig(
         family="internvl",
         hidden_size=tower.positive("hidden_size"),
         intermediate_size=tower.positive("intermediate_size"),
         num_layers=tower.positive("num_hidden_layers"),
         num_heads=tower.positive("num_attention_heads"),
-        image_size=image_size if forced is None else forced,
-        patch_size=tower.positive("patch_size"),
+        image_size=forced,
+        patch_size=patch_size,
+        position_side=image_size // patch_size,
         layer_norm_eps=tower.positive("layer_norm_eps", float, 1e-6),
         mean=mean,
         std=std,
@@ -290,14 +306,9 @@ def _read_internvl(reader: _Reader) -> VisionConfig:
         use_thumbnail=reader.take("use_thumbnail", bool, False),
     )
     tower.finish()
-    if image_size != config.image_size:
-        raise reader.fail(
-            f"force_image_size {forced} differs from the tower's image_size {image_size}, "
-            "which is not implemented"
-        )
     if abs(1 / ratio - config.downsample) > 1e-6 or config.patches_per_side % config.downsample:
         raise reader.fail(f"downsample_ratio {ratio} does not divide the tower's patches")
-    if config.hidden_size % config.num_heads or image_size % config.patch_size:
+    if config.hidden_size % config.num_heads or image_size % patch_size or forced % patch_size:
         raise tower.fail("hidden_size or image_size does not divide into heads or patches")
     if not config.min_tiles <= config.max_tiles <= MAX_TILES:
         raise reader.fail(

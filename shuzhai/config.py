@@ -81,7 +81,7 @@ class EngineConfig:
     device                  "auto" or "cpu"
     dtype                   "float32", "bfloat16" or "float16", of weights and KV cache; "auto":
                             float32 on a CPU where it takes at most 1 GiB, else bfloat16
-    memory                  "auto", or bytes ("8GiB") for weights, KV cache and workspace together
+    memory                  "auto", or bytes ("8GiB") for weights, KV cache, pictures and workspace
     max_model_len           longest sequence in tokens; None: the model's own limit
     max_num_seqs            sequences that run at a time
     max_num_batched_tokens  token budget of one step: longer prompts are run in chunks, so that
@@ -206,6 +206,8 @@ class VisionConfig:
 
     family         "internvl" (InternViT, pixel shuffle) or "xcomposer2" (CLIP)
     downsample     so many patches a side become one row of the decoder
+    position_side  patches a side that the checkpoint has position embeddings for: stretched where
+                   pictures have another number
     mean, std      of the channels, for pixel values from 0 to 1
     """
 
@@ -217,6 +219,7 @@ class VisionConfig:
     image_size: int
     patch_size: int
     layer_norm_eps: float
+    position_side: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     downsample: int = 1

@@ -135,9 +135,12 @@ class LLM:
         """What the decoder gets of a picture: [tiles, tokens_per_tile, n] float32 on the CPU."""
         source = Path(image) if isinstance(image, str) else image
         encoded = self.processor.encode_image(source, max_tiles)
-        with self._lock:
-            rows = self._open_engine().vision_features(encoded.pixels)
-        return rows.unflatten(0, (encoded.pixels.shape[0], -1))
+        tiles = []
+        for pixels in encoded.pixels:  # other threads' answers go on between them
+            with self._lock:
+                self._abort_abandoned()
+                tiles.append(self._open_engine().vision_features(pixels[None]))
+        return torch.stack(tiles)
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Next-token logits at every position of a prompt, [T, vocab] float32 on the CPU."""
@@ -150,6 +153,9 @@ class LLM:
             want_prompt_logits=True,
         )
         outputs = list(self._run([request]))
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
         return torch.cat([o.prompt_logits for o in outputs if o.prompt_logits is not None])
 
     def perplexity(self, text: Prompt) -> float:

@@ -61,10 +61,14 @@ class BlockPool:
         return blocks
 
     def publish(self, block: int, block_hash: bytes) -> None:
-        """Make a full block findable. The first block with a hash wins."""
-        if block_hash not in self._by_hash:
-            self._by_hash[block_hash] = block
-            self._hash_of[block] = block_hash
+        """Make a full block findable. Of two with one hash, the one that is held lives longer."""
+        known = self._by_hash.get(block_hash)
+        if known is not None:
+            if known == block or self._holders[known] > 0:
+                return
+            self._hash_of[known] = None
+        self._by_hash[block_hash] = block
+        self._hash_of[block] = block_hash
 
     def release(self, blocks: Sequence[int]) -> None:
         """Stop holding a sequence's blocks. Its tail goes first, so that roots live longest."""

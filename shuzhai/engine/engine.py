@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out, one step at a time.
 
-It knows token ids only: no text, no template, no stop string, no socket. It is not thread-safe: one
-thread owns it. Two engines may live in one process.
+It knows token ids and tiles of pixels only: no text, no template, no stop string, no socket. It is
+not thread-safe: one thread owns it. Two engines may live in one process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from shuzhai.engine.runner import Runner
 from shuzhai.engine.sampler import report_logprobs, sample
 from shuzhai.engine.scheduler import Scheduled, Scheduler
 from shuzhai.engine.sequence import Sequence
-from shuzhai.errors import ContextLengthError, InvalidRequestError
+from shuzhai.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    OverloadedError,
+    ShuzhaiError,
+)
 
 # Prompt positions whose logits are made at a time: a row of a real vocabulary has 370 kB.
 _LOGIT_SLICE = 128
@@ -184,9 +189,9 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Run one step; what each request that took part got from it."""
         scheduled = self._scheduler.schedule()
-        if failed := self._encode_pictures():
-            scheduled = [entry for entry in scheduled if entry.sequence not in failed]
-        return [_failure(sequence) for sequence in failed] + self._run(scheduled)
+        failed = self._encode_pictures()
+        outputs = [_failure(sequence, error) for sequence, error in failed.items()]
+        return outputs + self._run([e for e in scheduled if e.sequence not in failed])
 
     def _run(self, scheduled: list[Scheduled]) -> list[StepOutput]:
         if not scheduled:
@@ -205,24 +210,24 @@ class Engine:
             )
         ]
 
-    def _encode_pictures(self) -> list[Sequence]:
+    def _encode_pictures(self) -> dict[Sequence, ShuzhaiError]:
         """Encode one batch of the tiles that are waited for; the sequences that failed by it."""
         tiles = self._scheduler.pictures.next_tiles(self._runner.plan.tiles_per_batch)
-        return self._encode(tiles) if tiles else []
+        return self._encode(tiles) if tiles else {}
 
-    def _encode(self, tiles: list[tuple[Picture, int, int]]) -> list[Sequence]:
+    def _encode(self, tiles: list[tuple[Picture, int, int]]) -> dict[Sequence, ShuzhaiError]:
         try:
             parts = [p.pixels[first:end] for p, first, end in tiles if p.pixels is not None]
             rows = self._runner.encode(np.concatenate(parts))
             for picture, _, _ in tiles:
                 if picture.rows is None:
                     picture.rows = rows.new_empty(picture.num_rows, rows.shape[1])
-        # How PyTorch says that memory is short, on every device.
-        except (MemoryError, RuntimeError):
+        # What PyTorch raises, for want of memory above all: nobody else's request is to suffer.
+        except (MemoryError, RuntimeError) as error:
             if len(tiles) > 1:  # one by one: only those that really do not fit shall fail
-                return [sequence for each in tiles for sequence in self._encode([each])]
+                return {s: e for each in tiles for s, e in self._encode([each]).items()}
             logging.getLogger(__name__).exception("a picture could not be encoded")
-            return self._fail_holders(tiles[0][0])
+            return dict.fromkeys(self._fail_holders(tiles[0][0]), _encoding_error(error))
         done = 0
         for picture, _, end in tiles:
             assert picture.rows is not None, "made above"
@@ -231,7 +236,7 @@ class Engine:
             count = picture.num_ready_rows - at
             picture.rows[at : at + count] = rows[done : done + count]
             done += count
-        return []
+        return {}
 
     def _fail_holders(self, picture: Picture) -> list[Sequence]:
         holders = [s for s in self._scheduler.running if picture in s.pictures.values()]
@@ -330,9 +335,14 @@ def _outside(request: Request) -> set[int]:
     return {i for low, high in pairs for i in request.token_ids[low:high]}
 
 
-def _failure(sequence: Sequence) -> StepOutput:
-    return StepOutput(
-        request_id=sequence.request.id,
-        finish_reason=FinishReason.ERROR,
-        error="there was not enough memory to encode a picture; try again, or with fewer tiles",
-    )
+def _failure(sequence: Sequence, error: ShuzhaiError) -> StepOutput:
+    return StepOutput(sequence.request.id, finish_reason=FinishReason.ERROR, error=error)
+
+
+def _encoding_error(error: MemoryError | RuntimeError) -> ShuzhaiError:
+    is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if is_memory or "DefaultCPUAllocator" in str(error):
+        return OverloadedError(
+            "there was not enough memory to encode a picture; try again, or with fewer tiles"
+        )
+    return ShuzhaiError("a picture could not be encoded: an internal error, which is in the log")

@@ -75,16 +75,14 @@ class PicturePool:
 
         Equal digests of unequal sizes, which an unlucky hash would give, are two pictures.
         """
+        if not self.has_room(salt, image):
+            return None
         key = salt, image.digest, image.pixels.shape
         picture = self._pictures.get(key)
         if picture is None:
-            needed = image.end - image.start
-            if self._has_refused or needed > self.num_free_rows:
-                self._has_refused = True
-                return None
-            self._make_room(needed)
             picture = Picture(key, image)
-            self._free_rows -= needed
+            self._make_room(picture.num_rows)
+            self._free_rows -= picture.num_rows
             self._holders[key] = 0
         elif not self._holders[key]:
             del self._pictures[key]  # to the end of the line
@@ -92,16 +90,25 @@ class PicturePool:
         self._holders[key] += 1
         return picture
 
+    def has_room(self, salt: bytes, image: ImageSpan) -> bool:
+        """Whether hold would succeed now. A refusal counts for the rest of the round."""
+        key = salt, image.digest, image.pixels.shape
+        needed = image.end - image.start
+        if self._holders.get(key) or (not self._has_refused and needed <= self.num_free_rows):
+            return True
+        self._has_refused = True
+        return False
+
     def release(self, picture: Picture) -> None:
-        """Give up one hold. An unfinished picture that nobody wants any more is dropped."""
+        """Give up one hold. What is encoded so far stays until its room is needed."""
         self._holders[picture.key] -= 1
-        if not self._holders[picture.key] and picture.num_ready_tiles < picture.num_tiles:
-            self._drop(picture.key)
 
     def next_tiles(self, limit: int) -> list[tuple[Picture, int, int]]:
         """The tiles to encode next, at most `limit`: (picture, first, end), the oldest first."""
         found = []
-        for picture in self._pictures.values():
+        for key, picture in self._pictures.items():
+            if not self._holders[key]:
+                continue
             first = picture.num_ready_tiles
             end = min(picture.num_tiles, first + limit)
             if first < end:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from shuzhai.errors import InvalidRequestError
+from shuzhai.errors import InvalidRequestError, ShuzhaiError
 
 if TYPE_CHECKING:  # the engine's only tensor that leaves it; this file itself must not need torch
     import numpy as np
@@ -225,7 +225,7 @@ class StepOutput:
     prompt_logits    [positions run, vocab] float32 on the host, where asked for
     stop_id          the id that ended the answer, where one did
     num_cached_tokens  prompt tokens that came from the prefix cache
-    error            what went wrong with this request alone, if finish_reason is ERROR
+    error            to be raised where finish_reason is ERROR: it concerns this request alone
     """
 
     request_id: str
@@ -236,4 +236,4 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     num_cached_tokens: int = 0
-    error: str = ""
+    error: ShuzhaiError | None = None

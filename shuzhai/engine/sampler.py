@@ -72,7 +72,8 @@ def _adjust(row: Tensor, sequence: Sequence) -> None:
     params = sequence.request.params
     if params.repetition_penalty != 1.0:
         # -1 stands at positions of pictures.
-        seen = torch.tensor(list(set(sequence.token_ids) - {-1}), device=row.device)
+        ids = list(set(sequence.token_ids) - {-1})
+        seen = torch.tensor(ids, dtype=torch.long, device=row.device)
         values = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(values > 0, values / penalty, values * penalty)

@@ -113,8 +113,11 @@ class Scheduler:
                 # Another sequence computes this very block now: a step later it is a hit.
                 i += 1
                 continue
+            if not self._has_picture_room(sequence, len(hits) * self.pool.block_size):
+                i += 1
+                continue
             needed = self._missing_blocks(sequence, len(sequence.token_ids)) - len(hits)
-            if needed > self.pool.num_free - self.pool.count_free(hits):
+            if needed > self.pool.num_free - self.pool.count_free(hits) - self._promised_blocks():
                 break
             del self.waiting[i]
             self.pool.acquire(hits)
@@ -151,6 +154,18 @@ class Scheduler:
             return []
         size = self.pool.block_size
         return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
+
+    def _promised_blocks(self) -> int:
+        """What the prompts that run do not have yet, but will need."""
+        missing = (self._missing_blocks(s, s.num_prompt_tokens) for s in self.running)
+        return sum(max(0, count) for count in missing)
+
+    def _has_picture_room(self, sequence: Sequence, start: int) -> bool:
+        """Whether the first picture from `start` on can be held: else a place would be wasted."""
+        for image in sequence.request.images:
+            if image.end > start:
+                return self.pictures.has_room(sequence.request.cache_salt, image)
+        return True
 
     def _next_hash(self, sequence: Sequence) -> list[bytes]:
         """The hash of the block that a sequence is at, if it is one of its prompt's full ones."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
-from shuzhai.errors import OverloadedError
 from shuzhai.frontend.detokenizer import Detokenizer, StopFinder
 from shuzhai.frontend.outputs import Completion, Delta, Logprob, Usage
 from shuzhai.frontend.tokenizer import Tokenizer
@@ -34,10 +33,10 @@ class Answer:
     def push(self, output: StepOutput) -> Delta:
         """The piece that a step output brings; its text may be empty.
 
-        OverloadedError if the engine gave up on the request.
+        Raises the error with which the engine gave up on the request, if it did.
         """
-        if output.error:
-            raise OverloadedError(output.error)
+        if output.error is not None:
+            raise output.error
         text, reason = "", output.finish_reason
         for token_id in output.token_ids:
             self._num_tokens += 1

@@ -27,6 +27,7 @@ from shuzhai.engine.request import Request, SamplingParams, StepOutput
 from shuzhai.errors import EngineDeadError, OverloadedError
 from shuzhai.frontend.answer import Answer
 from shuzhai.frontend.content import hold_pictures
+from shuzhai.frontend.effort import Effort
 from shuzhai.frontend.loader import load_model
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.frontend.processor import Processor
@@ -34,7 +35,9 @@ from shuzhai.hub.progress import Progress
 
 _ENCODE_THREADS = 2
 # Tiles of the requests that wait or run; a tile of 448 pixels has 0.6 MB.
-_MAX_PIXEL_BYTES = 2**30
+_MAX_PIXEL_BYTES = 256 * 2**20
+# For opening the pictures of one request, a turn in the pool included.
+_PICTURE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +67,7 @@ class AsyncEngine:
         self._pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-encode")
         # A pool of their own: texts must not wait for somebody's large pictures.
         self._picture_pool = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="shuzhai-see")
+        self._efforts: set[Effort] = set()
         self._thread = threading.Thread(target=self._run, name="shuzhai-engine", daemon=True)
         self._thread.start()
 
@@ -115,11 +119,18 @@ class AsyncEngine:
     async def encode_chat(self, messages: Any) -> EncodedPrompt:
         """Processor.encode_chat, off the event loop. Pictures come as data, never as paths."""
         pool = self._picture_pool if hold_pictures(messages) else self._pool
-        return await self._in_pool(pool, partial(self.processor.encode_chat, messages))
+        effort = Effort(_PICTURE_SECONDS)
+        self._efforts.add(effort)
+        try:
+            encode = partial(self.processor.encode_chat, effort=effort)
+            return await self._in_pool(pool, encode, messages)
+        finally:  # it may be that the client has left
+            effort.end()
+            self._efforts.discard(effort)
 
     async def encode_text(self, text: str) -> EncodedPrompt:
         """Processor.encode_text, off the event loop."""
-        return await self._in_pool(self._pool, partial(self.processor.encode_text, text))
+        return await self._in_pool(self._pool, self.processor.encode_text, text)
 
     async def generate(
         self, prompt: EncodedPrompt, params: SamplingParams, *, cache_salt: bytes = b""
@@ -127,7 +138,8 @@ class AsyncEngine:
         """Yield the pieces of the n answers as they come; Delta.index tells them apart.
 
         Closing the generator aborts what is left and frees its blocks. Raises InvalidRequestError,
-        OverloadedError and EngineDeadError; the first two only before the first piece.
+        OverloadedError and EngineDeadError: the first only before the first piece, the second after
+        it only where a picture could not be encoded.
         """
         request_id = str(next(self._ids))
         requests = self.processor.requests(prompt, params, request_id, cache_salt)
@@ -162,14 +174,22 @@ class AsyncEngine:
             await asyncio.sleep(0.05)
         self._commands.put(self._stop)
         await asyncio.to_thread(self._thread.join)
+        for effort in self._efforts:  # or the process could not end before they are over
+            effort.end()
         for pool in (self._pool, self._picture_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_pool(
-        self, pool: ThreadPoolExecutor, call: Callable[[], EncodedPrompt]
+        self, pool: ThreadPoolExecutor, call: Callable[[Any], EncodedPrompt], argument: Any
     ) -> EncodedPrompt:
+        """The result of call(argument). The argument, which may be large, is not kept by the pool's
+        queue if the caller gives up."""
         self._check_accepting()
-        return await asyncio.get_running_loop().run_in_executor(pool, call)
+        box = [argument]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(box.pop()))
+        finally:
+            box.clear()
 
     def _check_accepting(self) -> None:
         if not self.is_alive or not self._accepting:

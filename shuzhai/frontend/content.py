@@ -66,9 +66,14 @@ def read_messages(messages: Any, *, allow_files: bool = False) -> list[Message]:
 
 def hold_pictures(messages: Any) -> bool:
     """Whether messages, checked or not, have anything but text in them."""
-    contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
-    lists = [content for content in contents if isinstance(content, list)]
-    return any(isinstance(p, Mapping) and p.get("type") != "text" for c in lists for p in c)
+    contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
+    parts = (part for content in contents for part in _items(content))
+    return any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return value if is_list else ()
 
 
 def _read_message(index: int, message: Any, allow_files: bool) -> Message:
@@ -97,12 +102,18 @@ def _read_part(where: str, part: Any, allow_files: bool) -> str | MediaPart:
             raise _bad(f'{where} must be {{"type": "text", "text": ...}}')
         return part["text"]
     if kind in ("image_url", "video_url"):
-        url = part.get(kind)
-        if not isinstance(url, Mapping) or not isinstance(url.get("url"), str):
+        link = part.get(kind)
+        if not isinstance(link, Mapping) or not isinstance(link.get("url"), str):
             raise _bad(f'{where} must be {{"type": "{kind}", "{kind}": {{"url": "data:..."}}}}')
-        return _media(where, kind.removesuffix("_url"), url["url"], {**part, **url}, {kind, "url"})
+        if kind == "video_url":
+            _check_keys(where, link, {"url"})
+            return _video(where, link["url"], part, kind)
+        _check_keys(where, part, {"type", kind})
+        return _image(where, link["url"], link, "url")
     if kind in ("image", "video"):
         source = part.get(kind)
+        if isinstance(source, str) and source[:5].lower() == "data:":
+            return (_image if kind == "image" else _video)(where, source, part, kind)
         if isinstance(source, (str, Path)):
             if not allow_files:
                 raise _bad(
@@ -113,21 +124,27 @@ def _read_part(where: str, part: Any, allow_files: bool) -> str | MediaPart:
             raise _bad(
                 f"{where}.{kind} must be a path or bytes" + ", or a PIL image" * (kind == "image")
             )
-        return _media(where, kind, source, part, {kind})
+        return (_image if kind == "image" else _video)(where, source, part, kind)
     raise _bad(f'{where}.type must be "text", "image_url" or "video_url", not {kind!r}')
 
 
-def _media(
-    where: str, kind: Kind, source: ImageSource | str, options: Mapping[str, Any], known: set[str]
+def _image(
+    where: str, source: ImageSource | str, options: Mapping[str, Any], name: str
 ) -> MediaPart:
-    own = "detail" if kind == "image" else "num_frames"
-    _check_keys(where, options, known | {"type", own})
-    if kind == "image":
-        detail = options.get("detail") or "auto"
-        if detail not in ("auto", "low", "high"):
-            raise _bad(f"{where}: detail must be auto, low or high, not {str(detail)[:40]!r}")
-        return MediaPart("image", source, where, detail)
-    frames = options.get("num_frames", _DEFAULT_FRAMES)
+    """options: what stands beside the source, which is under `name`."""
+    _check_keys(where, options, {"type", name, "detail"})
+    detail = options.get("detail")
+    if detail not in (None, "auto", "low", "high"):
+        raise _bad(f"{where}: detail must be auto, low or high, not {str(detail)[:40]!r}")
+    return MediaPart("image", source, where, detail or "auto")
+
+
+def _video(
+    where: str, source: ImageSource | str, options: Mapping[str, Any], name: str
+) -> MediaPart:
+    _check_keys(where, options, {"type", name, "num_frames"})
+    frames = options.get("num_frames")
+    frames = _DEFAULT_FRAMES if frames is None else frames
     if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:
         raise _bad(f"{where}: num_frames must be from 1 to {MAX_FRAMES}")
     return MediaPart("video", source, where, "low", frames)

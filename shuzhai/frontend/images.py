@@ -10,7 +10,6 @@ This file opens files and bytes only; it knows no URL but `data:`.
 from __future__ import annotations
 
 import binascii
-import hashlib
 import io
 import re
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
@@ -41,9 +41,11 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 2
 MAX_ASPECT = 200  # of the longer side to the shorter
 # Both bound work that a file of few bytes can ask for: chunks and markers are walked in Python,
-# and each scan of a progressive JPEG visits every pixel. Cameras and editors stay far below.
+# and each scan of a progressive JPEG visits every pixel. Cameras and editors stay far below: their
+# progressive JPEGs have 10 or 11 scans.
 MAX_READS = 500_000
-MAX_JPEG_SCANS = 500
+MAX_SCANNED_PIXELS = 1_000_000_000
+MIN_JPEG_SCANS = 16  # that are always read
 
 # What Pillow and its plugins raise on broken or hostile data.
 _DECODING_ERRORS = (
@@ -51,6 +53,8 @@ _DECODING_ERRORS = (
     EOFError, AssertionError, RuntimeError, MemoryError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+
+_FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,9 +117,7 @@ def prepare_image(image: Image.Image, spec: ImageSpec, max_tiles: int | None) ->
     if has_thumbnail:
         pixels[-1] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     pixels.setflags(write=False)
-    digest = hashlib.sha256(np.array(pixels.shape, "<i8").tobytes())
-    digest.update(pixels)
-    return EncodedImage(pixels, digest.digest(), len(pixels) * spec.tokens_per_tile)
+    return EncodedImage(pixels, len(pixels) * spec.tokens_per_tile)
 
 
 def read_file(source: bytes | Path, max_bytes: int, where: str) -> bytes:
@@ -139,17 +141,21 @@ def read_file(source: bytes | Path, max_bytes: int, where: str) -> bytes:
 def read_data_url(url: str, where: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a `data:` URL in base64; what they are is not looked at, nor what it says.
 
-    Nothing is decoded if it would be more than max_bytes.
+    Lines, missing padding, the alphabet of URLs and percent signs are understood: clients write all
+    of them. Nothing is decoded if it would be more than max_bytes.
     """
-    head, comma, _ = url[:256].partition(",")
-    if not comma or not re.fullmatch(r"data:[^,]*;base64", head, re.IGNORECASE):
+    head, comma, _ = url[:1024].partition(",")
+    if not comma or not re.fullmatch(r"\s*data:([^,]*;)?\s*base64\s*", head, re.IGNORECASE):
         raise _refuse(where, "the URL must be of the form data:image/png;base64,...")
-    if len(url) - len(head) - 1 > (max_bytes + 2) // 3 * 4:
-        raise _refuse(where, f"the data is larger than {max_bytes >> 20} MiB; send less")
     try:
-        return binascii.a2b_base64(url[len(head) + 1 :], strict_mode=True)
+        text = url[len(head) + 1 :].encode("ascii")
+        text = unquote_to_bytes(text) if b"%" in text else text
+        text = text.translate(_FROM_URL_ALPHABET, b" \t\r\n").rstrip(b"=")
+        if len(text) > (max_bytes + 2) // 3 * 4:
+            raise _refuse(where, f"the data is larger than {max_bytes >> 20} MiB; send less")
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError as exc:
-        raise _refuse(where, "the data is not valid base64: no spaces, padded with =") from exc
+        raise _refuse(where, "the data is not valid base64") from exc
 
 
 def check_size(width: int, height: int, where: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -198,10 +204,12 @@ class _Jpeg(JpegImageFile):
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """How a format begins, what checks its structure and reads its size, and what decodes it."""
+    """How a format begins, what checks its structure and reads its size, what leaves out the parts
+    that are not for its pixels, and what decodes it."""
 
     prefix: re.Pattern[bytes]
     size: Callable[[bytes], tuple[int, int]] | None
+    clean: Callable[[bytes], bytes] | None
     plugin: Callable[[Any], ImageFile]
 
 
@@ -213,7 +221,7 @@ def _open_bytes(data: bytes, where: str) -> Image.Image:
     try:
         if found.size is not None:
             check_size(*found.size(data), where)
-        image = found.plugin(_Stream(data))
+        image = found.plugin(_Stream(data if found.clean is None else found.clean(data)))
     except _DECODING_ERRORS as exc:
         raise _broken(where) from exc
     check_size(*image.size, where)
@@ -221,29 +229,31 @@ def _open_bytes(data: bytes, where: str) -> Image.Image:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Walks all chunks: Pillow checks no checksum of pixels, nor whether the file has an end."""
-    kind, place, num_chunks, animated = b"", 8, 0, False
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        if zlib.crc32(memoryview(data)[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError("checksum")
-        if kind == b"acTL":  # Pillow warns of a second one, and of these counts of frames
-            num_frames = struct.unpack_from(">I", data, place + 8)[0]
-            if animated or not 1 <= num_frames <= 0x80000000:
-                raise ValueError("animation header")
-            animated = True
-        place, num_chunks = end + 4, num_chunks + 1
-        if num_chunks > MAX_READS:
-            raise ValueError("too many chunks")
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
 
 
+def _png_pixels(data: bytes) -> bytes:
+    """The chunks that make the picture. Others (texts, profiles, frames) may be anything.
+
+    Pillow checks no checksum of pixels, nor whether the file has an end; this does.
+    """
+    view, kind, place, parts = memoryview(data), b"", 8, [memoryview(data)[:8]]
+    for _ in range(MAX_READS):
+        if kind == b"IEND":
+            return b"".join(parts)
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if kind in _PNG_CHUNKS:
+            if zlib.crc32(view[place + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+                raise ValueError("checksum")
+            parts.append(view[place:end])
+        place = end
+    raise ValueError("too many chunks")
+
+
 def _gif_size(data: bytes) -> tuple[int, int]:
     """The size of the screen, grown to hold the first frame as Pillow does."""
-    if not data.rstrip(b"\0").endswith(b";"):
-        raise ValueError("no end")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     stream = _Stream(data)
     stream.seek(13 + (3 << (flags & 7) + 1 if flags & 128 else 0))
@@ -273,17 +283,19 @@ def _jpeg(stream: _Stream) -> ImageFile:
     image = _Jpeg(stream)
     # From the first scan on: a thumbnail in the EXIF has scans of its own.
     num_scans = stream.getvalue().count(b"\xff\xda", stream.tell())
-    if "progressive" in image.info and num_scans > MAX_JPEG_SCANS:
+    most = max(MIN_JPEG_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
+    if "progressive" in image.info and num_scans > most:
         raise ValueError("too many scans")
     return image
 
 
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 _FORMATS = (
-    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, PngImageFile),
-    _Format(re.compile(rb"\xff\xd8\xff"), None, _jpeg),
-    _Format(re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _webp_size, WebPImageFile),
-    _Format(re.compile(rb"GIF8[79]a"), _gif_size, GifImageFile),
-    _Format(re.compile(rb"BM"), None, BmpImageFile),
+    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, _png_pixels, PngImageFile),
+    _Format(re.compile(rb"\xff\xd8\xff"), None, None, _jpeg),
+    _Format(re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _webp_size, None, WebPImageFile),
+    _Format(re.compile(rb"GIF8[79]a"), _gif_size, None, GifImageFile),
+    _Format(re.compile(rb"BM"), None, None, BmpImageFile),
 )
 
 
@@ -296,9 +308,10 @@ def _orientation(exif: bytes) -> int:
             (start,) = struct.unpack_from(order + "I", tiff, 4)
             (count,) = struct.unpack_from(order + "H", tiff, start)
             for place in range(start + 2, start + 2 + 12 * count, 12):
-                tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, place)
-                if (tag, kind) == (0x0112, 3):
-                    return value
+                tag, kind = struct.unpack_from(order + "HH", tiff, place)
+                if tag == 0x0112 and kind in (3, 4):  # SHORT, or LONG
+                    size = "H" if kind == 3 else "I"
+                    return struct.unpack_from(order + size, tiff, place + 8)[0]
     except struct.error:
         pass
     return 1

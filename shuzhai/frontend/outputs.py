@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,13 +14,22 @@ class EncodedImage:
     """A picture as the model sees it.
 
     pixels      [tiles, size, size, 3] uint8, read-only
-    digest      sha256 over the shape and the pixels
     num_tokens  how many positions of the prompt it takes
+    digest      of the shape and the pixels. Equal digests share what is cached, so it is always
+                computed here, and by two functions: a collision of one is not believed.
     """
 
     pixels: np.ndarray = field(compare=False, repr=False)
-    digest: bytes
     num_tokens: int
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = b""
+        for function in (hashlib.sha256, hashlib.blake2b):
+            found = function(np.array(self.pixels.shape, "<i8").tobytes())
+            found.update(self.pixels)
+            digest += found.digest()
+        object.__setattr__(self, "digest", digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from shuzhai.frontend.chat import (
     find_template,
 )
 from shuzhai.frontend.content import MediaPart, Message, read_messages
+from shuzhai.frontend.effort import Effort
 from shuzhai.frontend.images import ImageSource, open_image, prepare_image
 from shuzhai.frontend.outputs import EncodedImage, EncodedPrompt
 from shuzhai.frontend.tokenizer import Tokenizer, load_tokenizer
@@ -108,12 +109,18 @@ class Processor:
         )
 
     def encode_chat(
-        self, messages: Any, *, max_tiles: int | None = None, allow_files: bool = False
+        self,
+        messages: Any,
+        *,
+        max_tiles: int | None = None,
+        allow_files: bool = False,
+        effort: Effort | None = None,
     ) -> EncodedPrompt:
         """The prompt for OpenAI-style messages; InvalidRequestError, ContextLengthError.
 
-        max_tiles of each picture, instead of the usual number; allow_files: pictures may be named
-        by their path.
+        max_tiles    of each picture, instead of the usual number
+        allow_files  pictures may be named by their path
+        effort       how long the pictures may take to open
         """
         if self.template is None:
             raise InvalidRequestError(
@@ -125,7 +132,7 @@ class Processor:
         parts = [part for message in read for part in message.parts]
         self._check_size(sum(len(part) for part in parts if isinstance(part, str)), "messages")
         self._check_sight(parts)
-        return self.template.encode(self._open_pictures(read, max_tiles), self.tokenizer)
+        return self.template.encode(self._open_pictures(read, max_tiles, effort), self.tokenizer)
 
     def encode_image(self, image: ImageSource, max_tiles: int | None = None) -> EncodedImage:
         """One picture as the model's tower gets it."""
@@ -138,6 +145,13 @@ class Processor:
         media = [part for part in parts if isinstance(part, MediaPart)]
         if media and self.image_spec is None:
             raise _blind(media[0].where)
+        if media and self.image_spec is not None:
+            least = sum(part.num_frames for part in media) * self.image_spec.tokens_per_tile
+            if least > self.max_model_len:
+                raise ContextLengthError(
+                    f"the pictures take {least} tokens or more, but the context holds "
+                    f"{self.max_model_len}; send fewer"
+                )
         if self.image_spec is not None and not self.image_spec.has_video:
             for part in media:
                 if part.kind == "video":
@@ -146,7 +160,9 @@ class Processor:
                         param="messages",
                     )
 
-    def _open_pictures(self, messages: Sequence[Message], max_tiles: int | None) -> list[Turn]:
+    def _open_pictures(
+        self, messages: Sequence[Message], max_tiles: int | None, effort: Effort | None
+    ) -> list[Turn]:
         """Open every picture, one after the other, as long as the context has room for them."""
         num_tokens = 0
         turns = []
@@ -156,7 +172,9 @@ class Processor:
                 if isinstance(part, str):
                     parts.append(part)
                     continue
-                pictures = self._open(part, max_tiles)
+                if effort is not None:
+                    effort.check(part.where)
+                pictures = self._open(part, max_tiles, effort)
                 parts.append(pictures)
                 num_tokens += sum(image.num_tokens for image in pictures.images)
                 if num_tokens > self.max_model_len:
@@ -167,12 +185,12 @@ class Processor:
             turns.append(Turn(message.role, tuple(parts)))
         return turns
 
-    def _open(self, part: MediaPart, max_tiles: int | None) -> Pictures:
+    def _open(self, part: MediaPart, max_tiles: int | None, effort: Effort | None) -> Pictures:
         assert self.image_spec is not None, "checked for all parts before"
         source = part.read()
         if part.kind == "video":
             assert not isinstance(source, Image.Image), "checked when the message was read"
-            frames = sample_frames(source, part.num_frames, part.where)
+            frames = sample_frames(source, part.num_frames, part.where, effort)
             images = (prepare_image(frame, self.image_spec, 1) for frame in frames)
             return Pictures(tuple(images), are_frames=True)
         image = open_image(source, part.where)
@@ -224,6 +242,8 @@ class Processor:
         """Where the pictures of a prompt stand: at the model's id for them, one after the other."""
         if not prompt.images:
             return ()
+        if self.image_spec is None:
+            raise _blind()
         places = [i for i, token in enumerate(prompt.token_ids) if token == self._image_id]
         wanted = sum(image.num_tokens for image in prompt.images)
         # More there may be: after its pictures, a model can say the id as a word.

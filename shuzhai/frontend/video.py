@@ -10,14 +10,14 @@ from __future__ import annotations
 import io
 import re
 import struct
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from shuzhai.errors import InvalidRequestError
+from shuzhai.frontend.effort import Effort
 from shuzhai.frontend.images import check_size, read_file
 
 try:
@@ -59,7 +59,9 @@ def frame_indices(num_available: int, num_frames: int) -> list[int]:
     return [int(part / 2 + round(part * i)) for i in range(num_frames)]
 
 
-def sample_frames(source: bytes | Path, num_frames: int, where: str) -> Iterator[Image.Image]:
+def sample_frames(
+    source: bytes | Path, num_frames: int, where: str, effort: Effort | None = None
+) -> Iterator[Image.Image]:
     """The chosen frames one after the other, upright and RGB; no more than one is kept.
 
     Frames are counted, not timed: of a variable rate, too. InvalidRequestError names `where` the
@@ -73,13 +75,13 @@ def sample_frames(source: bytes | Path, num_frames: int, where: str) -> Iterator
         raise _refuse(where, "this is no video; MP4, MOV, WebM, MKV and AVI can be read")
     if kind == "mov":
         _check_tables(data, where)
-    deadline = time.monotonic() + MAX_SECONDS
+    efforts = [Effort(MAX_SECONDS), *([effort] if effort else [])]
     try:
         with _open(data, kind) as container:
-            num_available = _count(_stream(container, where), where, deadline)
+            num_available = _count(_stream(container, where), where, efforts)
         with _open(data, kind) as container:
             wanted = frame_indices(num_available, num_frames)
-            yield from _decode(_stream(container, where), wanted, where, deadline)
+            yield from _decode(_stream(container, where), wanted, where, efforts)
     except _DECODING_ERRORS as exc:
         raise _refuse(where, "the video cannot be decoded: it is truncated or broken") from exc
 
@@ -129,14 +131,15 @@ def _stream(container: InputContainer, where: str) -> VideoStream:
     return stream
 
 
-def _count(stream: VideoStream, where: str, deadline: float) -> int:
+def _count(stream: VideoStream, where: str, efforts: Sequence[Effort]) -> int:
     """How many frames there are: packets, without decoding, for headers may lie."""
     num_packets = 0
     for packet in stream.container.demux(stream):
         num_packets += packet.size > 0
         if num_packets > MAX_VIDEO_FRAMES:
             raise _refuse(where, f"the video has more than {MAX_VIDEO_FRAMES} frames; cut it")
-        _check_time(where, deadline)
+        for effort in efforts:
+            effort.check(where)
     if num_packets == 0:
         raise _refuse(where, "the video holds no frames")
     if num_packets < stream.frames:
@@ -145,12 +148,13 @@ def _count(stream: VideoStream, where: str, deadline: float) -> int:
 
 
 def _decode(
-    stream: VideoStream, wanted: list[int], where: str, deadline: float
+    stream: VideoStream, wanted: list[int], where: str, efforts: Sequence[Effort]
 ) -> Iterator[Image.Image]:
     """The frames of the wanted indices, which ascend, with repeats."""
     image, num_given = None, 0
     for index, frame in enumerate(stream.container.decode(stream)):
-        _check_time(where, deadline)
+        for effort in efforts:
+            effort.check(where)
         if num_given == len(wanted):
             return
         if index == wanted[num_given]:
@@ -166,13 +170,6 @@ def _decode(
         raise _refuse(where, "no frame of the video can be decoded")
     # Some packets hold no frame of their own (the hidden ones of VP8): the last one stands in.
     yield from [image] * (len(wanted) - num_given)
-
-
-def _check_time(where: str, deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise _refuse(
-            where, f"the video took more than {MAX_SECONDS:.0f} s to decode; cut or scale it"
-        )
 
 
 def _refuse(where: str, message: str) -> InvalidRequestError:

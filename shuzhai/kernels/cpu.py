@@ -39,7 +39,7 @@ class CpuKernels(Kernels):
 
     def encoder_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
         """A tower has many rows at a time, whose products run in float32: nothing to convert."""
-        return weight_dtype if self._native_bfloat16 else torch.float32
+        return self.activation_dtype(weight_dtype) if self._native_bfloat16 else torch.float32
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.dtype == weight.dtype and self._is_direct(x):

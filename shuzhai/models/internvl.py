@@ -10,7 +10,7 @@ from shuzhai.config import VisionConfig
 from shuzhai.kernels.base import Kernels
 from shuzhai.layers import LayerNorm, Linear
 from shuzhai.models.names import Placement
-from shuzhai.models.vit import Vit, vit_shapes
+from shuzhai.models.vit import Vit, stretching, vit_shapes
 
 # The projector's norm is PyTorch's default one, whatever the tower's.
 _PROJECTOR_EPS = 1e-5
@@ -33,10 +33,12 @@ def internvl_shapes(config: VisionConfig, hidden_size: int) -> dict[str, tuple[i
 def internvl_names(config: VisionConfig) -> dict[str, Placement]:
     """Where the tensors of a checkpoint go."""
     n, p, tower = config.hidden_size, config.patch_size, "vision_model.embeddings."
-    positions = (1, config.patches_per_side**2 + 1, n)
+    positions = (1, config.position_side**2 + 1, n)
     names = {
         tower + "class_embedding": Placement("class", shape=(1, 1, n)),
-        tower + "position_embedding": Placement("positions", shape=positions),
+        tower + "position_embedding": Placement(
+            "positions", shape=positions, reorder=stretching(config)
+        ),
         tower + "patch_embedding.weight": Placement("patch", shape=(n, 3, p, p)),
         tower + "patch_embedding.bias": Placement("patch_bias"),
     }

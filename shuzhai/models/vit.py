@@ -5,10 +5,11 @@ Pixels in, one row for each patch out. What a projector makes of the rows is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shuzhai.config import VisionConfig
 from shuzhai.kernels.base import Kernels
@@ -36,6 +37,25 @@ def vit_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
             layer |= {"scale1": (n,), "scale2": (n,)}
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
+
+
+def stretching(config: VisionConfig) -> Callable[[Tensor], Tensor]:
+    """From the position embeddings of a checkpoint, [..., P + 1, n], to the tower's own.
+
+    The first one, of the class, stays; the others are stretched as pictures are, by bicubic
+    interpolation.
+    """
+    there, here = config.position_side, config.patches_per_side
+
+    def stretch(positions: Tensor) -> Tensor:
+        positions = positions.flatten(0, -2)
+        if there == here:
+            return positions
+        grid = positions[1:].float().t().view(1, -1, there, there)
+        grid = F.interpolate(grid, size=(here, here), mode="bicubic", align_corners=False)
+        return torch.cat([positions[:1].float(), grid.flatten(2)[0].t()])
+
+    return stretch
 
 
 class _Layer:

@@ -14,7 +14,7 @@ from shuzhai.errors import CheckpointError
 from shuzhai.kernels.base import Kernels
 from shuzhai.layers import Linear
 from shuzhai.models.names import Placement
-from shuzhai.models.vit import Vit, vit_shapes
+from shuzhai.models.vit import Vit, stretching, vit_shapes
 
 _TOWER = "vit.vision_tower.vision_model."
 _HEAD_SIZE = 64
@@ -57,10 +57,10 @@ def xcomposer2_config(
     positions, _ = dims(_TOWER + "embeddings.position_embedding.weight", 2)
     side = math.isqrt(positions - 1)
     heads = hints.num_heads or hidden_size // _HEAD_SIZE
-    if side * side != positions - 1 or side != hints.image_size // patch_size:
+    if side == 0 or side * side != positions - 1 or hints.image_size < patch_size:
         raise CheckpointError(
-            f"{positions} position embeddings do not fit pictures of {hints.image_size} pixels in "
-            f"patches of {patch_size}"
+            f"{positions} position embeddings are not those of a square and one more, or a picture "
+            f"of {hints.image_size} pixels is smaller than a patch of {patch_size}"
         )
     if heads == 0 or hidden_size % heads:
         raise CheckpointError(f"a tower {hidden_size} wide does not divide into {heads} heads")
@@ -73,6 +73,7 @@ def xcomposer2_config(
         num_heads=heads,
         image_size=hints.image_size,
         patch_size=patch_size,
+        position_side=side,
         layer_norm_eps=hints.layer_norm_eps,
         mean=_MEAN,
         std=_STD,
@@ -97,7 +98,9 @@ def xcomposer2_names(config: VisionConfig) -> dict[str, Placement]:
     embeddings = _TOWER + "embeddings."
     names = {
         embeddings + "class_embedding": Placement("class"),
-        embeddings + "position_embedding.weight": Placement("positions"),
+        embeddings + "position_embedding.weight": Placement(
+            "positions", shape=(config.position_side**2 + 1, n), reorder=stretching(config)
+        ),
         embeddings + "patch_embedding.weight": Placement("patch", shape=(n, 3, p, p)),
         _TOWER + "pre_layrnorm.weight": Placement("pre_norm"),
         _TOWER + "pre_layrnorm.bias": Placement("pre_norm_bias"),

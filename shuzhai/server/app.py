@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from shuzhai.errors import ContextLengthError, InvalidRequestError
 from shuzhai.frontend.async_engine import AsyncEngine
+from shuzhai.frontend.content import read_messages
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.server.body import parse_object
 from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
@@ -182,7 +183,10 @@ def _parse(body: bytes, kind: type[Ask]) -> Ask:
 def _prepare(ask: ChatRequest) -> tuple[list[Json], list[RemotePicture]]:
     """The messages for the frontend, and which pictures of them are to be fetched before."""
     messages = ask.plain_messages()
-    return messages, remote_pictures(messages)
+    remote = remote_pictures(messages)
+    if remote:
+        read_messages(messages)  # what will be refused is not fetched for
+    return messages, remote
 
 
 def _check_sees(model: ServedModel) -> None:

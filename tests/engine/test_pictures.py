@@ -16,6 +16,7 @@ from shuzhai.engine.picture_pool import PicturePool
 from shuzhai.engine.request import FinishReason, ImageSpan, Request, SamplingParams
 from shuzhai.engine.runner import Runner
 from shuzhai.engine.sequence import Sequence
+from shuzhai.errors import OverloadedError, ShuzhaiError
 from shuzhai.step import StepInput
 from tests.engine.test_engine import all_free, finish, load, tokens_of
 from tests.support.tiny_vision import TinyInternVL2, write_internvl2, write_xcomposer2
@@ -179,7 +180,7 @@ def test_a_picture_that_exhausts_the_memory_fails_alone(
     assert len(tokens_of(outputs["text"])) == 6
     for name in ("bad", "worse"):
         assert outputs[name][-1].finish_reason is FinishReason.ERROR
-        assert "memory" in outputs[name][-1].error
+        assert isinstance(outputs[name][-1].error, OverloadedError)
     assert all_free(engine)
     assert answers(engine, asked("good", span(10, 2), cache_salt=b"3"))["good"] == good
 
@@ -280,3 +281,61 @@ def test_features_are_those_of_whole_batches(folder: Path, monkeypatch: pytest.M
     whole = load(folder).vision_features(pixels)
     monkeypatch.setattr("shuzhai.engine.memory._TILE_BATCH_BYTES", 1)
     torch.testing.assert_close(load(folder).vision_features(pixels), whole, atol=1e-5, rtol=0)
+
+
+def test_what_a_preempted_picture_had_is_kept_until_its_room_is_needed() -> None:
+    pool = PicturePool(24)
+    first, second = span(0, 4), span(0, 4, seed=1)
+    picture = pool.hold(b"", first)
+    assert picture is not None
+    picture.advance(3)
+    pool.release(picture)
+    assert pool.next_tiles(9) == []
+    assert pool.hold(b"", first) is picture
+    assert pool.next_tiles(9) == [(picture, 3, 4)]
+    pool.release(picture)
+    assert pool.hold(b"", second) is not None
+    assert pool.hold(b"", first) is None
+    pool.check()
+
+
+def test_who_waits_for_picture_room_takes_no_place(folder: Path) -> None:
+    engine = load(folder, max_num_seqs=3)
+    engine._scheduler.pictures = PicturePool(40)
+    for i in range(6):
+        engine.add(asked(f"picture {i}", span(4, 10, seed=i)))
+    engine.step()
+    assert engine.stats().num_running == 1
+    engine.add(asked("text"))
+    assert "text" in [output.request_id for output in engine.step()]
+    assert len(finish(engine)) == 7
+
+
+def test_prompts_that_run_keep_what_they_will_need(folder: Path) -> None:
+    """A prompt that waits for its tiles has few blocks yet; nobody is let in on the others."""
+    engine = load(folder, num_blocks=12, max_model_len=150)
+    for name in ("a", "bb", "ccc"):
+        engine.add(asked(name, span(4, 3, seed=len(name)), length=120))
+    engine.step()
+    assert engine.stats().num_running == 1
+    assert len(finish(engine)) == 3
+    assert engine.stats().num_preemptions == 0
+
+
+def test_a_fault_of_the_tower_is_no_shortage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Runner, pixels: np.ndarray) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Runner, "encode", broken)
+    engine = load(folder)
+    engine.add(asked("a", span(4, 2)))
+    error = finish(engine)["a"][-1].error
+    assert type(error) is ShuzhaiError
+    assert "shapes" not in str(error)
+
+
+def test_pictures_alone_can_be_penalised(tmp_path: Path) -> None:
+    engine = load(write_xcomposer2(tmp_path))
+    params = SamplingParams(temperature=0, max_tokens=3, repetition_penalty=1.3, ignore_eos=True)
+    image = ImageSpan(0, 16, b"", np.zeros((1, 56, 56, 3), np.uint8))
+    assert len(answers(engine, Request("a", (-1,) * 16, params, images=(image,)))["a"]) == 3

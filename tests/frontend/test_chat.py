@@ -25,6 +25,7 @@ from tests.support.tiny import write_checkpoint
 
 USER = {"role": "user", "content": "Hello!"}
 PICTURE = {"type": "image", "image": b"..."}
+LINK = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 VIDEO = {"type": "video", "video": b"..."}
 
 
@@ -101,6 +102,9 @@ def test_parts_of_text_are_joined() -> None:
         ([{"role": "user", "content": [{"type": "audio"}]}], "type"),
         ([{"role": "user", "content": [{**PICTURE, "detail": "best"}]}], "detail"),
         ([{"role": "user", "content": [{**PICTURE, "size": 9}]}], "'size'"),
+        ([{"role": "user", "content": [{**LINK, "detail": "low"}]}], "'detail'"),
+        ([{"role": "user", "content": [{**LINK, "url": "data:"}]}], "'url'"),
+        ([{"role": "user", "content": [{**PICTURE, "detail": 0}]}], "detail must be"),
         ([{"role": "user", "content": [PICTURE] * 65}], "65 pictures and 64"),
         ([{"role": "user", "content": [{**VIDEO, "num_frames": 99}]}], "num_frames"),
         ([{"role": "user", "content": [{**VIDEO, "num_frames": 32}] * 3}], "96 pictures"),
@@ -138,7 +142,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(tiny_folder: P
             llm.generate("a" * 5_000_000)
 
 
-ONE = Pictures((EncodedImage(np.zeros((1, 1, 1, 3), np.uint8), b"", 1),))
+ONE = Pictures((EncodedImage(np.zeros((1, 1, 1, 3), np.uint8), 1),))
 VIDEO_OF_TWO = Pictures(ONE.images * 2, are_frames=True)
 
 
@@ -175,4 +179,6 @@ def test_numbers_of_pictures_go_on_in_later_turns() -> None:
 
 def test_pictures_are_noticed_in_unchecked_messages() -> None:
     assert hold_pictures([{"content": [{"type": "text"}, {"type": "image_url"}]}])
-    assert not hold_pictures([{"content": [{"type": "text"}]}, {"content": "x"}, 5, {}])
+    assert hold_pictures(({"content": ({"type": "image"},)},))
+    for other in ([{"content": [{"type": "text"}]}, {"content": "x"}, 5, {}], None, 5, "text"):
+        assert not hold_pictures(other)

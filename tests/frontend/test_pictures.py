@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,3 +238,78 @@ def test_a_server_opens_no_files_and_bounds_what_waits(
             await engine.shutdown()
 
     asyncio.run(run())
+
+
+def test_a_tower_that_fails_is_no_half_result(
+    internvl2: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> torch.Tensor:
+        raise MemoryError
+
+    prompt = internvl2.encode_chat([user(drawing(seed=42), "Hi")])
+    monkeypatch.setattr("shuzhai.engine.runner.Runner.encode", exhausted)
+    for call in (internvl2.logits, internvl2.generate):
+        with pytest.raises(OverloadedError, match="memory"):
+            call(prompt)
+    monkeypatch.undo()
+    assert internvl2.logits(prompt).shape[0] == len(prompt.token_ids)
+
+
+def test_digests_are_not_to_be_forged(internvl2: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hash that collides is not enough for two pictures to be taken for one."""
+
+    class Constant:
+        def __init__(self, *_: object) -> None: ...
+        def update(self, *_: object) -> None: ...
+        def digest(self) -> bytes:
+            return bytes(32)
+
+    chats = [[user(drawing(seed=seed), "Hi")] for seed in (50, 51)]
+    expected = [internvl2.logits(internvl2.encode_chat(chat))[-1] for chat in chats]
+    monkeypatch.setattr("hashlib.sha256", Constant)
+    prompts = [internvl2.encode_chat(chat) for chat in chats]
+    monkeypatch.undo()
+    for prompt, logits in zip(prompts, expected, strict=True):
+        assert internvl2.generate(prompt, GREEDY).token_ids[0] == logits.argmax()
+    with pytest.raises(ValueError, match="digest"):
+        replace(prompts[0].images[0], digest=prompts[1].images[0].digest)
+
+
+def test_who_leaves_leaves_no_work_behind(
+    internvl2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the data that was sent nor the pictures that were still to be opened."""
+    gate, opened = threading.Event(), []
+
+    def slow(source: object, where: str) -> Image.Image:
+        opened.append(where)
+        gate.wait(10)
+        return drawing()
+
+    monkeypatch.setattr("shuzhai.frontend.processor.open_image", slow)
+
+    async def run() -> None:
+        engine = AsyncEngine.load(internvl2_folder)
+        try:
+            chats = [Chat([user(b"1", b"2", b"3")]) for _ in range(9)]
+            alive = [weakref.ref(chat) for chat in chats]
+            tasks = [asyncio.create_task(engine.encode_chat(chat)) for chat in chats]
+            while len(opened) < 2:  # both threads are busy
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            del chats, tasks, task
+            gc.collect()
+            assert sum(ref() is not None for ref in alive) <= 2
+            gate.set()
+        finally:
+            await engine.shutdown()
+        engine._picture_pool.shutdown(wait=True)
+        assert len(opened) == 2
+
+    asyncio.run(run())
+
+
+class Chat(list):
+    """A list that can be referred to weakly."""

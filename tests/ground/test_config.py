@@ -112,3 +112,10 @@ def test_environment() -> None:
     assert env.in_ssh
     assert Environment.read({}).home == Path.home() / ".shuzhai"
     assert json.dumps(Environment.read({}).api_key) == "null"
+
+
+def test_keys_of_experts_are_harmless_where_there_are_none(tmp_path: Path) -> None:
+    unused = {"num_experts": 8, "capacity_factor": 1.2, "noisy_gate_policy": "RSample"}
+    read(tmp_path, use_moe=False, **unused)
+    with pytest.raises(CheckpointError, match="use_moe"):
+        read(tmp_path, use_moe=True, **unused)

@@ -139,3 +139,8 @@ def test_partial_lora_changes_its_rows_alone(kernels: CpuKernels, rows: list[int
     expected[rows, 10:30] += x[rows] @ down.t() @ up.t()
     kernels.add_partial_lora(whole[:, 10:30], x, torch.tensor(rows), down, up)
     torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_tower_runs_in_float16(kernels: CpuKernels) -> None:
+    assert kernels.encoder_dtype(torch.float16) == torch.float32
+    assert kernels.encoder_dtype(torch.float32) == torch.float32

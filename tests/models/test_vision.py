@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.support.tiny_vision import (
 )
 from tests.support.vision_oracle import Oracle
 
+CLIP = "vit.vision_tower.vision_model."
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
@@ -244,7 +246,6 @@ def refused(folder: Path, match: str) -> None:
 
 
 WRITERS = {"internvl": write_internvl2, "xcomposer": write_xcomposer2}
-CLIP = "vit.vision_tower.vision_model."
 TENSORS = [
     ("internvl", "language_model.model.layers.1.attention.wo.weight"),
     ("internvl", "language_model.output.weight"),
@@ -330,7 +331,6 @@ def test_a_left_over_tensor_is_named(kind: str, name: str, tmp_path: Path) -> No
         ("internvl", "downsample_ratio", 0.3),
         ("internvl", "use_llm_lora", 16),
         ("internvl", "use_backbone_lora", 16),
-        ("internvl", "force_image_size", 56),
         ("internvl", "max_dynamic_patch", 0),
         ("internvl", "min_dynamic_patch", 13),
         ("internvl", "something_new", 3),
@@ -365,5 +365,34 @@ def test_a_config_that_is_not_implemented_is_named(
     refused(folder, last)
 
 
-def test_a_picture_size_that_the_tensors_contradict(tmp_path: Path) -> None:
-    refused(write_xcomposer2(tmp_path, img_size=70), "position.embedding")
+@pytest.mark.parametrize(
+    ("write", "name", "key", "start"),
+    [
+        (write_xcomposer2, f"{CLIP}embeddings.position_embedding.weight", "img_size", 56),
+        (write_internvl2, "vision_model.embeddings.position_embedding", "force_image_size", 28),
+    ],
+)
+def test_position_embeddings_are_stretched_to_the_pictures(
+    write: Callable, name: str, key: str, start: int, tmp_path: Path
+) -> None:
+    """A tower for pictures of 84 pixels with embeddings for fewer, and the same with its own."""
+    small = write(tmp_path / "small", **{key: 84})
+    shutil.copytree(small, tmp_path / "whole")
+    tensors = load_file(small / "model.safetensors")
+    shape, side = tensors[name].shape, start // 14
+    first, grid = tensors[name].view(-1, shape[-1]).split([1, side * side])
+    grid = grid.t().view(1, -1, side, side)
+    grid = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+    whole = torch.cat([first, grid.flatten(2)[0].t()])
+    tensors[name] = whole.view(*shape[:-2], 37, shape[-1]).contiguous()
+    save_file(tensors, tmp_path / "whole" / "model.safetensors")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    if "vision_config" in config:
+        config["vision_config"]["image_size"] = 84
+    write_json(tmp_path / "whole" / "config.json", config)
+    picture = Image.effect_noise((84, 84), 80).convert("RGB")
+    features = []
+    for folder in (small, tmp_path / "whole"):
+        with LLM(folder, dtype="float32") as llm:
+            features.append(llm.vision_features(picture, max_tiles=1))
+    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=0)

@@ -219,3 +219,15 @@ def test_a_running_sequence_takes_the_blocks_of_the_youngest() -> None:
     assert young.status is Status.WAITING
     assert scheduler.num_preemptions == 1
     assert young.token_ids == [5, 6, 1]
+
+
+def test_a_copy_that_is_held_outlives_one_that_is_free() -> None:
+    pool = BlockPool(2, 4)
+    old = pool.allocate(1)
+    pool.publish(old[0], b"x")
+    pool.release(old)
+    [new] = pool.allocate(1) if next(iter(pool._free)) != old[0] else [None]
+    assert new is not None
+    pool.publish(new, b"x")
+    assert pool.lookup([b"x"]) == [new]
+    pool.check()

@@ -275,7 +275,10 @@ async function send() {
   } catch (error) {
     if (chat !== messages) return; // a new chat has begun
     if (!controller.signal.aborted) {
-      showProblem(error instanceof TypeError ? TEXTS[language].offline : error.message);
+      const text = error instanceof TypeError ? TEXTS[language].offline : error.message;
+      // The server counts the parts of messages; people know pictures by their names.
+      showProblem(text.replace(/^messages\[\d+\]\.content\[(\d+)\]/, (where, part) =>
+        question.pictures[part]?.name ?? where));
     } else if (node.textContent) note("stopped");
   } finally {
     node.classList.remove("waiting");
