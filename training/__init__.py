@@ -1,0 +1,1 @@
+"""Training of the two demo vision models. Not part of the package."""
