@@ -135,12 +135,12 @@ class LLM:
         """What the decoder gets of a picture: [tiles, tokens_per_tile, n] float32 on the CPU."""
         source = Path(image) if isinstance(image, str) else image
         encoded = self.processor.encode_image(source, max_tiles)
-        tiles = []
-        for pixels in encoded.pixels:  # other threads' answers go on between them
-            with self._lock:
+        count, parts = self._open_engine().plan.tiles_per_batch, []
+        for at in range(0, len(encoded.pixels), count):
+            with self._lock:  # other threads' answers go on between the batches
                 self._abort_abandoned()
-                tiles.append(self._open_engine().vision_features(pixels[None]))
-        return torch.stack(tiles)
+                parts.append(self._open_engine().vision_features(encoded.pixels[at : at + count]))
+        return torch.cat(parts).unflatten(0, (len(encoded.pixels), -1))
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Next-token logits at every position of a prompt, [T, vocab] float32 on the CPU."""

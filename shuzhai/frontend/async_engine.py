@@ -36,7 +36,7 @@ from shuzhai.hub.progress import Progress
 _ENCODE_THREADS = 2
 # Tiles of the requests that wait or run; a tile of 448 pixels has 0.6 MB.
 _MAX_PIXEL_BYTES = 256 * 2**20
-# For opening the pictures of one request, a turn in the pool included.
+# For opening the pictures of one request.
 _PICTURE_SECONDS = 60.0
 
 

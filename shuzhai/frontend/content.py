@@ -107,32 +107,33 @@ def _read_part(where: str, part: Any, allow_files: bool) -> str | MediaPart:
             raise _bad(f'{where} must be {{"type": "{kind}", "{kind}": {{"url": "data:..."}}}}')
         if kind == "video_url":
             _check_keys(where, link, {"url"})
-            return _video(where, link["url"], part, kind)
+            return _video(where, link["url"], part, {"type", kind})
         _check_keys(where, part, {"type", kind})
-        return _image(where, link["url"], link, "url")
+        return _image(where, link["url"], link, {"url"})
     if kind in ("image", "video"):
         source = part.get(kind)
-        if isinstance(source, str) and source[:5].lower() == "data:":
-            return (_image if kind == "image" else _video)(where, source, part, kind)
-        if isinstance(source, (str, Path)):
+        is_data = isinstance(source, str) and source[:5].lower() == "data:"
+        if isinstance(source, (str, Path)) and not is_data:
             if not allow_files:
                 raise _bad(
                     f'{where}: files cannot be named here; send an "{kind}_url" with the data'
                 )
             source = Path(source)
-        elif not isinstance(source, (bytes, Image.Image) if kind == "image" else bytes):
+        elif not is_data and not isinstance(
+            source, (bytes, Image.Image) if kind == "image" else bytes
+        ):
             raise _bad(
                 f"{where}.{kind} must be a path or bytes" + ", or a PIL image" * (kind == "image")
             )
-        return (_image if kind == "image" else _video)(where, source, part, kind)
+        return (_image if kind == "image" else _video)(where, source, part, {"type", kind})
     raise _bad(f'{where}.type must be "text", "image_url" or "video_url", not {kind!r}')
 
 
 def _image(
-    where: str, source: ImageSource | str, options: Mapping[str, Any], name: str
+    where: str, source: ImageSource | str, options: Mapping[str, Any], known: set[str]
 ) -> MediaPart:
-    """options: what stands beside the source, which is under `name`."""
-    _check_keys(where, options, {"type", name, "detail"})
+    """options: what may stand beside the `known` keys."""
+    _check_keys(where, options, {*known, "detail"})
     detail = options.get("detail")
     if detail not in (None, "auto", "low", "high"):
         raise _bad(f"{where}: detail must be auto, low or high, not {str(detail)[:40]!r}")
@@ -140,9 +141,9 @@ def _image(
 
 
 def _video(
-    where: str, source: ImageSource | str, options: Mapping[str, Any], name: str
+    where: str, source: ImageSource | str, options: Mapping[str, Any], known: set[str]
 ) -> MediaPart:
-    _check_keys(where, options, {"type", name, "num_frames"})
+    _check_keys(where, options, {*known, "num_frames"})
     frames = options.get("num_frames")
     frames = _DEFAULT_FRAMES if frames is None else frames
     if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:

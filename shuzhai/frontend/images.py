@@ -96,11 +96,7 @@ def prepare_image(image: Image.Image, spec: ImageSpec, max_tiles: int | None) ->
     max_tiles, 1..64, takes the place of the model's own limit; a model that does not tile gets one
     square whatever is asked. The pixels are read-only.
     """
-    if max_tiles is not None and not (type(max_tiles) is int and 1 <= max_tiles <= MAX_TILES):
-        raise InvalidRequestError(
-            f"max_tiles must be a whole number from 1 to {MAX_TILES}, not {max_tiles!r}",
-            "max_tiles",
-        )
+    check_max_tiles(max_tiles)
     limit = 1 if spec.max_tiles == 1 else max_tiles or spec.max_tiles
     columns, rows = choose_grid(
         *image.size, tile_size=spec.tile_size,
@@ -120,21 +116,30 @@ def prepare_image(image: Image.Image, spec: ImageSpec, max_tiles: int | None) ->
     return EncodedImage(pixels, len(pixels) * spec.tokens_per_tile)
 
 
+def check_max_tiles(max_tiles: int | None) -> None:
+    """InvalidRequestError for what is no number of tiles."""
+    if max_tiles is not None and not (type(max_tiles) is int and 1 <= max_tiles <= MAX_TILES):
+        raise InvalidRequestError(
+            f"max_tiles must be a whole number from 1 to {MAX_TILES}, not {max_tiles!r}",
+            "max_tiles",
+        )
+
+
 def read_file(source: bytes | Path, max_bytes: int, where: str) -> bytes:
     """The bytes themselves, or those of a file; InvalidRequestError if there are too many."""
     data = source
     if isinstance(source, Path):
         try:
             if not source.is_file():  # a pipe or a device may never end
-                raise _refuse(where, f"{source} is not a file")
+                raise refuse(where, f"{source} is not a file")
             with source.open("rb") as file:
                 data = file.read(max_bytes + 1)
         except (OSError, ValueError) as exc:
-            raise _refuse(where, f"{source} cannot be read; check its name and rights") from exc
+            raise refuse(where, f"{source} cannot be read; check its name and rights") from exc
     if not isinstance(data, bytes):
-        raise _refuse(where, f"bytes, a path or a PIL image is needed, not {type(data).__name__}")
+        raise refuse(where, f"bytes, a path or a PIL image is needed, not {type(data).__name__}")
     if len(data) > max_bytes:
-        raise _refuse(where, f"the file is larger than {max_bytes >> 20} MiB; send a smaller one")
+        raise refuse(where, f"the file is larger than {max_bytes >> 20} MiB; send a smaller one")
     return data
 
 
@@ -146,38 +151,39 @@ def read_data_url(url: str, where: str, max_bytes: int = MAX_FILE_BYTES) -> byte
     """
     head, comma, _ = url[:1024].partition(",")
     if not comma or not re.fullmatch(r"\s*data:([^,]*;)?\s*base64\s*", head, re.IGNORECASE):
-        raise _refuse(where, "the URL must be of the form data:image/png;base64,...")
+        raise refuse(where, "the URL must be of the form data:image/png;base64,...")
     try:
         text = url[len(head) + 1 :].encode("ascii")
         text = unquote_to_bytes(text) if b"%" in text else text
         text = text.translate(_FROM_URL_ALPHABET, b" \t\r\n").rstrip(b"=")
         if len(text) > (max_bytes + 2) // 3 * 4:
-            raise _refuse(where, f"the data is larger than {max_bytes >> 20} MiB; send less")
+            raise refuse(where, f"the data is larger than {max_bytes >> 20} MiB; send less")
         return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError as exc:
-        raise _refuse(where, "the data is not valid base64") from exc
+        raise refuse(where, "the data is not valid base64") from exc
 
 
 def check_size(width: int, height: int, where: str, max_pixels: int = MAX_PIXELS) -> None:
     """InvalidRequestError for a picture that is too large, too small or too narrow."""
     said = f"the picture is {width} x {height} pixels"
     if min(width, height) < MIN_SIDE:
-        raise _refuse(where, f"{said}; each side must have at least {MIN_SIDE}")
+        raise refuse(where, f"{said}; each side must have at least {MIN_SIDE}")
     if width * height > max_pixels:
-        raise _refuse(where, f"{said}; at most {max_pixels // 10**6} million are read; scale it")
+        raise refuse(where, f"{said}; at most {max_pixels // 10**6} million are read; scale it")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise _refuse(where, f"{said}; one side may be at most {MAX_ASPECT} times the other")
+        raise refuse(where, f"{said}; one side may be at most {MAX_ASPECT} times the other")
 
 
 def _broken(where: str) -> InvalidRequestError:
-    return _refuse(
+    return refuse(
         where,
         "the picture cannot be decoded: it is truncated, broken or of a rare kind; "
         "send it whole, as a plain PNG or JPEG",
     )
 
 
-def _refuse(where: str, message: str) -> InvalidRequestError:
+def refuse(where: str, message: str) -> InvalidRequestError:
+    """The error for what a client sent, to be raised."""
     return InvalidRequestError(f"{where}: {message}", "messages")
 
 
@@ -217,7 +223,7 @@ def _open_bytes(data: bytes, where: str) -> Image.Image:
     """The picture with its size checked, its pixels not decoded yet."""
     found = next((f for f in _FORMATS if f.prefix.match(data)), None)
     if found is None:
-        raise _refuse(where, "this is no picture; PNG, JPEG, WebP, GIF and BMP can be read")
+        raise refuse(where, "this is no picture; PNG, JPEG, WebP, GIF and BMP can be read")
     try:
         if found.size is not None:
             check_size(*found.size(data), where)

@@ -32,7 +32,7 @@ from shuzhai.frontend.chat import (
 )
 from shuzhai.frontend.content import MediaPart, Message, read_messages
 from shuzhai.frontend.effort import Effort
-from shuzhai.frontend.images import ImageSource, open_image, prepare_image
+from shuzhai.frontend.images import ImageSource, check_max_tiles, open_image, prepare_image
 from shuzhai.frontend.outputs import EncodedImage, EncodedPrompt
 from shuzhai.frontend.tokenizer import Tokenizer, load_tokenizer
 from shuzhai.frontend.video import sample_frames
@@ -127,7 +127,7 @@ class Processor:
                 "this model has no chat template; use completions, or name a template",
                 param="messages",
             )
-        _check_max_tiles(max_tiles)
+        check_max_tiles(max_tiles)
         read = read_messages(messages, allow_files=allow_files)
         parts = [part for message in read for part in message.parts]
         self._check_size(sum(len(part) for part in parts if isinstance(part, str)), "messages")
@@ -138,7 +138,6 @@ class Processor:
         """One picture as the model's tower gets it."""
         if self.image_spec is None:
             raise _blind()
-        _check_max_tiles(max_tiles)
         return prepare_image(open_image(image, "the image"), self.image_spec, max_tiles)
 
     def _check_sight(self, parts: Sequence[str | MediaPart]) -> None:
@@ -287,11 +286,6 @@ def _image_spec(
     if max_tiles is None or spec.max_tiles == 1:
         return spec
     return dataclasses.replace(spec, max_tiles=max_tiles, min_tiles=min(spec.min_tiles, max_tiles))
-
-
-def _check_max_tiles(max_tiles: int | None) -> None:
-    if max_tiles is not None and not (type(max_tiles) is int and 1 <= max_tiles <= MAX_TILES):
-        raise InvalidRequestError(f"max_tiles must be from 1 to {MAX_TILES}", param="max_tiles")
 
 
 def _blind(where: str = "this request") -> InvalidRequestError:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from shuzhai.errors import InvalidRequestError
 from shuzhai.frontend.effort import Effort
-from shuzhai.frontend.images import check_size, read_file
+from shuzhai.frontend.images import check_size, read_file, refuse
 
 try:
     import av
@@ -68,11 +67,11 @@ def sample_frames(
     video stood, what is wrong and the limit.
     """
     if av is None:
-        raise _refuse(where, "videos need PyAV: pip install 'shuzhai[video]'")
+        raise refuse(where, "videos need PyAV: pip install 'shuzhai[video]'")
     data = read_file(source, MAX_VIDEO_BYTES, where)
     kind = next((name for prefix, name in _CONTAINERS if prefix.match(data)), None)
     if kind is None:
-        raise _refuse(where, "this is no video; MP4, MOV, WebM, MKV and AVI can be read")
+        raise refuse(where, "this is no video; MP4, MOV, WebM, MKV and AVI can be read")
     if kind == "mov":
         _check_tables(data, where)
     efforts = [Effort(MAX_SECONDS), *([effort] if effort else [])]
@@ -83,7 +82,7 @@ def sample_frames(
             wanted = frame_indices(num_available, num_frames)
             yield from _decode(_stream(container, where), wanted, where, efforts)
     except _DECODING_ERRORS as exc:
-        raise _refuse(where, "the video cannot be decoded: it is truncated or broken") from exc
+        raise refuse(where, "the video cannot be decoded: it is truncated or broken") from exc
 
 
 def _check_tables(data: bytes, where: str) -> None:
@@ -96,7 +95,7 @@ def _check_tables(data: bytes, where: str) -> None:
     num_samples = 0
     for index, match in enumerate(re.finditer(rb"stsz|trun|cmov", data)):
         if index == MAX_MP4_TABLES:
-            raise _refuse(where, f"the video has more than {MAX_MP4_TABLES} tables of samples")
+            raise refuse(where, f"the video has more than {MAX_MP4_TABLES} tables of samples")
         place = match.end()
         (length,) = struct.unpack_from(">I", data, place - 8)
         if length != 1 and not 8 <= length <= len(data) - place + 8:
@@ -108,7 +107,7 @@ def _check_tables(data: bytes, where: str) -> None:
         elif match[0] == b"trun":
             num_samples += fields[wide + 1]
         if match[0] == b"cmov" or num_samples > MAX_MP4_SAMPLES:
-            raise _refuse(where, "the video's tables claim more samples than any such file has")
+            raise refuse(where, "the video's tables claim more samples than any such file has")
 
 
 def _open(data: bytes, kind: str) -> InputContainer:
@@ -122,10 +121,10 @@ def _stream(container: InputContainer, where: str) -> VideoStream:
     """The video stream, with its codec and the size in its header checked."""
     stream = container.streams.best("video")
     if stream is None:
-        raise _refuse(where, "the file holds no video stream")
+        raise refuse(where, "the file holds no video stream")
     codec = stream.codec_context
     if codec is None or codec.name not in _CODECS:
-        raise _refuse(where, "the video's codec is unknown; use H.264, H.265, VP8, VP9 or AV1")
+        raise refuse(where, "the video's codec is unknown; use H.264, H.265, VP8, VP9 or AV1")
     check_size(codec.width, codec.height, where, MAX_FRAME_PIXELS)
     codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # where the size changes on the way
     return stream
@@ -137,13 +136,13 @@ def _count(stream: VideoStream, where: str, efforts: Sequence[Effort]) -> int:
     for packet in stream.container.demux(stream):
         num_packets += packet.size > 0
         if num_packets > MAX_VIDEO_FRAMES:
-            raise _refuse(where, f"the video has more than {MAX_VIDEO_FRAMES} frames; cut it")
+            raise refuse(where, f"the video has more than {MAX_VIDEO_FRAMES} frames; cut it")
         for effort in efforts:
             effort.check(where)
     if num_packets == 0:
-        raise _refuse(where, "the video holds no frames")
+        raise refuse(where, "the video holds no frames")
     if num_packets < stream.frames:
-        raise _refuse(where, f"of the video's {stream.frames} frames {num_packets} are there")
+        raise refuse(where, f"of the video's {stream.frames} frames {num_packets} are there")
     return num_packets
 
 
@@ -167,10 +166,6 @@ def _decode(
             yield image
             num_given += 1
     if image is None:
-        raise _refuse(where, "no frame of the video can be decoded")
+        raise refuse(where, "no frame of the video can be decoded")
     # Some packets hold no frame of their own (the hidden ones of VP8): the last one stands in.
     yield from [image] * (len(wanted) - num_given)
-
-
-def _refuse(where: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{where}: {message}", "messages")

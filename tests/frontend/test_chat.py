@@ -26,6 +26,7 @@ from tests.support.tiny import write_checkpoint
 USER = {"role": "user", "content": "Hello!"}
 PICTURE = {"type": "image", "image": b"..."}
 LINK = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+TYPED_LINK = {"type": "image_url", "image_url": {**LINK["image_url"], "type": "image"}}
 VIDEO = {"type": "video", "video": b"..."}
 
 
@@ -104,6 +105,7 @@ def test_parts_of_text_are_joined() -> None:
         ([{"role": "user", "content": [{**PICTURE, "size": 9}]}], "'size'"),
         ([{"role": "user", "content": [{**LINK, "detail": "low"}]}], "'detail'"),
         ([{"role": "user", "content": [{**LINK, "url": "data:"}]}], "'url'"),
+        ([{"role": "user", "content": [TYPED_LINK]}], "'type'"),
         ([{"role": "user", "content": [{**PICTURE, "detail": 0}]}], "detail must be"),
         ([{"role": "user", "content": [PICTURE] * 65}], "65 pictures and 64"),
         ([{"role": "user", "content": [{**VIDEO, "num_frames": 99}]}], "num_frames"),
