@@ -34,12 +34,14 @@ class Chunk:
     image_rows   [I] places in the flattened ids that pictures take, in the order of the tiles
     answer_rows  [A] places whose next id is to be learnt
     targets      [A] those ids
+    weights      [A] of an id among them: a short answer counts for more than one of its length
     """
 
     ids: Tensor
     image_rows: Tensor
     answer_rows: Tensor
     targets: Tensor
+    weights: Tensor
 
 
 @dataclass(slots=True)
@@ -74,11 +76,8 @@ class Canvas:
 
 @dataclass(slots=True)
 class Batch:
-    """labels: [V] concepts of the pictures for the tower alone, which are the last V tiles."""
-
     chunks: list[Chunk]
     canvas: Canvas
-    labels: Tensor
     dialogues: list[Dialogue]
 
 
@@ -97,11 +96,9 @@ def make_batch(
     dialogues: Sequence[Dialogue],
     encoder: Encoder,
     world: World,
-    extra: Sequence[Scene] = (),
-    labels: Sequence[int] = (),
-    num_chunks: int = 4,
+    num_chunks: int = 3,
 ) -> Batch:
-    """Dialogues sorted by length; `extra` are scenes of one tile for the tower alone."""
+    """Dialogues sorted by length."""
     encoded = sorted(((encoder.encode(d), d) for d in dialogues), key=lambda pair: len(pair[0].ids))
     size = math.ceil(len(encoded) / num_chunks)
     chunks = [
@@ -110,8 +107,7 @@ def make_batch(
     ]
     ordered = [d for _, d in encoded]
     scenes = [s for d in ordered for turn in d.turns for s in turn.scenes]
-    canvas = make_canvas([*scenes, *extra], encoder, world)
-    return Batch(chunks, canvas, torch.tensor(labels, dtype=torch.int64), ordered)
+    return Batch(chunks, make_canvas(scenes, encoder, world), ordered)
 
 
 def make_chunk(encoded: Sequence[Encoded], image_id: int) -> Chunk:
@@ -129,7 +125,16 @@ def make_chunk(encoded: Sequence[Encoded], image_id: int) -> Chunk:
         torch.from_numpy(np.flatnonzero(flat == image_id)),
         torch.from_numpy(answers - 1),
         torch.from_numpy(flat[answers]),
+        torch.from_numpy(weigh_answers(answers)),
     )
+
+
+def weigh_answers(places: np.ndarray) -> np.ndarray:
+    """[A] places of ids -> [A] float32, one over the root of their answer's length: a "Yes." is to
+    matter beside a long list. Answers are runs of places: no two touch."""
+    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    lengths = np.diff(starts, append=len(places))
+    return np.repeat(lengths**-0.5, lengths).astype(np.float32)
 
 
 def cut_tiles(columns: int, rows: int, num_tiles: int) -> list[tuple[float, float, float, float]]:
@@ -211,11 +216,9 @@ def _touches(
 class Lessons(IterableDataset):
     """An endless stream of batches, another one in every worker."""
 
-    def __init__(
-        self, world: World, encoder: Encoder, *, num_dialogues: int, num_labels: int, seed: int
-    ) -> None:
+    def __init__(self, world: World, encoder: Encoder, *, num_dialogues: int, seed: int) -> None:
         self._world, self._encoder, self._seed = world, encoder, seed
-        self._num_dialogues, self._num_labels = num_dialogues, num_labels
+        self._num_dialogues = num_dialogues
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -223,17 +226,4 @@ class Lessons(IterableDataset):
         teacher = Teacher(self._world, rng)
         while True:
             dialogues = [teacher.dialogue() for _ in range(self._num_dialogues)]
-            scenes, labels = self._pictures(rng, teacher)
-            yield make_batch(dialogues, self._encoder, self._world, scenes, labels)
-
-    def _pictures(self, rng: random.Random, teacher: Teacher) -> tuple[list[Scene], list[int]]:
-        """Pictures of one thing in pairs: a concept, drawn twice and in two styles if it can be."""
-        scenes: list[Scene] = []
-        labels: list[int] = []
-        for concept in rng.sample(self._world.drawn, self._num_labels // 2):
-            drawings = self._world.artwork.of_concept[concept.index]
-            pair = rng.sample(drawings, 2) if len(drawings) > 1 else [drawings[0]] * 2
-            for drawing in pair:
-                scenes.append(teacher.portrait(concept, drawing))
-                labels.append(concept.index)
-        return scenes, labels
+            yield make_batch(dialogues, self._encoder, self._world)

@@ -285,8 +285,12 @@ class Vit(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, tiles: Tensor) -> Tensor:
+    def forward(self, tiles: Tensor, keep: Tensor | None = None) -> Tensor:
+        """keep: [N, K] the only patches to be looked at, which spares time; out [N, K, n]"""
         x = self.embeddings((tiles.float() - self.mean) / self.std)
+        if keep is not None:
+            kept = x[:, 1:].gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))
+            x = torch.cat([x[:, :1], kept], 1)
         if not self._is_internvl:
             x = self.pre_layrnorm(x)
         for layer in self.encoder.layers:
@@ -356,4 +360,19 @@ def build(shape: Shape) -> VisionLanguageModel:
             nn.init.normal_(parameter, std=std)
         if "Plora_B" in name or name.endswith("bias"):
             nn.init.zeros_(parameter)
+        if "position_embedding" in name:
+            parameter.data.copy_(waves(shape).view_as(parameter))
     return model
+
+
+def waves(shape: Shape) -> Tensor:
+    """[1 + P, n]: sines and cosines of row and column, at half the size of what a patch shows: from
+    random positions the tower learns slowly where things are."""
+    side, quarter = math.isqrt(shape.num_patches), shape.vit_hidden // 4
+    rates = 1 / 100 ** (torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * rates
+    wave = torch.cat([angles.sin(), angles.cos()], 1)  # [side, n / 2]
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None].expand(side, side, -1)
+    grid = 0.5 * torch.cat([rows, columns], 2).flatten(0, 1)
+    return torch.cat([torch.zeros(1, shape.vit_hidden), grid])

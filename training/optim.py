@@ -7,7 +7,7 @@ step's size follows Moonlight (arXiv:2502.16982): 0.2 sqrt(longer side), as larg
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,19 @@ def orthogonal(x: Tensor) -> Tensor:
 class Optimizer:
     """Both, under one learning rate."""
 
-    def __init__(self, modules: Iterable[nn.Module], weight_decay: float = 0.05) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        weight_decay: float = 0.1,
+        without: Collection[int] = (),
+    ) -> None:
+        """without: the ids of parameters that somebody else steps"""
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         for module in modules:
             for name, parameter in module.named_parameters():
+                if id(parameter) in without:
+                    continue
                 in_block = ".layers." in name and parameter.ndim == 2
                 (matrices if in_block else others).append(parameter)
         self._parameters = matrices + others

@@ -130,6 +130,18 @@ FOLLOW_NAME = {
     "zh": ("那这个呢？", "这个呢？", "那这张呢？", "再看这张，是什么？"),
 }  # fmt: skip
 
+# About one of two pictures. Not in the tokenizer's corpus, which is to stay as it is.
+OF_TWO = {
+    "en": (
+        ("What is in the first picture?", "What does the first picture show?", "What is the first one?", "And the first?"),
+        ("What is in the second picture?", "What does the second picture show?", "What is the second one?", "And the second?"),
+    ),
+    "zh": (
+        ("第一张图是什么？", "第一张画的是什么？", "第一张呢？", "第一张图里有什么？"),
+        ("第二张图是什么？", "第二张画的是什么？", "第二张呢？", "第二张图里有什么？"),
+    ),
+}  # fmt: skip
+
 ANSWERS: dict[str, dict[str, str]] = {
     "sentence": {"en": "The picture shows {name}.", "zh": "图中是{name}。"},
     "sentence_many": {"en": "The picture shows, from left to right: {name}.", "zh": "图中从左到右是{name}。"},

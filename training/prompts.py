@@ -88,7 +88,8 @@ class Encoder:
             add([self.start, *self._user(turn), self.end, *self._text(after_end)])
             add([self.start, *self._text("assistant\n")])
             prompt_len = len(ids)
-            add([*self._text(turn.answer), self.end], learn=True)
+            answer = self._letters(turn.answer) if turn.is_spelled else self._text(turn.answer)
+            add([*answer, self.end], learn=True)
             add(self._text(after_end))
         return Encoded(ids, is_answer, prompt_len)
 
@@ -97,6 +98,9 @@ class Encoder:
 
     def _text(self, text: str) -> list[int]:
         return self.model.encode(text) if text else []
+
+    def _letters(self, text: str) -> list[int]:
+        return [i for letter in text for i in self.model.encode(letter)]
 
     def _user(self, turn: Turn) -> list[int]:
         pictures = [

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from training.data import COLOUR_NAMES, COLOURS, Artwork, Concept
-from training.lettering import HEIGHT, WIDTH, Lettering
-from training.phrases import (
-    ANSWERS,
-    FOLLOW_NAME,
-    PLACE_WORDS,
-    PLACES,
-    QUESTIONS,
-    SYSTEMS,
-    TALK,
-)
+from training.data import Concept
+from training.facts import Examiner, Facts, Query, World
+from training.lettering import HEIGHT, WIDTH
+from training.phrases import FOLLOW_NAME, SYSTEMS, TALK
 from training.scenes import (
-    POSITIONS,
     Scene,
     Sprite,
     Text,
@@ -30,28 +22,39 @@ from training.scenes import (
     place_one,
     place_row,
     place_scattered,
+    row_cells,
 )
 
-# How often each task is drawn in training.
+# How often each task is drawn in training, in percent.
 MIX = {
-    "name": 30, "sentence": 5, "list": 12, "count": 12, "where": 9, "what_at": 5, "digits": 9,
-    "words": 9, "colour": 5, "compare": 9, "is_it": 4, "is_there": 4, "follow_up": 9, "talk": 4,
+    "name": 20, "sentence": 4, "list": 9, "count": 10, "where": 13, "what_at": 6, "digits": 5,
+    "words": 6, "colour": 4, "compare": 6, "is_it": 6, "is_there": 7, "follow_up": 2, "talk": 2,
 }  # fmt: skip
+# How often more is asked about a picture, and how often such a question is in the other language:
+# a question is cheap, the tower's pass over its picture is not.
+MORE = 0.7
+SWITCH = 0.15
+# How many pictures are on white and untouched, as a user would send them.
+PLAIN = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question with the pictures that come with it, and its answer."""
+    """A question with the pictures that come with it, and its answer.
+
+    is_spelled  the answer is learnt letter by letter: what is read is not guessed by its pieces
+    """
 
     question: str
     answer: str
     scenes: Sequence[Scene] = ()
     pictures_last: bool = False
+    is_spelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """system: None for the template's own, "" for none. drawing: what a naming task is about."""
+    """system: None for the template's own, "" for none."""
 
     task: str
     language: str
@@ -59,328 +62,279 @@ class Dialogue:
     system: str | None = None
 
 
-@dataclass(slots=True)
-class World:
-    """All there is to ask about.
-
-    held_out   strings of tests instead of those of training
-    """
-
-    concepts: Sequence[Concept]
-    artwork: Artwork
-    lettering: Lettering
-    held_out: bool = False
-    things: list[Concept] = field(init=False)
-    drawn: list[Concept] = field(init=False)
-    coloured: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.drawn = [c for c in self.concepts if self.artwork.of_concept[c.index]]
-        self.things = [c for c in self.drawn if c.is_thing]
-        thing = {c.index for c in self.things}
-        self.coloured = [
-            d
-            for d, c in enumerate(self.artwork.colour)
-            if c >= 0 and self.artwork.concept[d] in thing
-        ]
-
-    def drawing(self, rng: random.Random, concept: Concept) -> int:
-        return rng.choice(self.artwork.of_concept[concept.index])
-
-    def different_things(self, rng: random.Random, count: int) -> list[Concept]:
-        """Things of which none could be taken for another: each of its own kind."""
-        chosen: dict[str, Concept] = {}
-        while len(chosen) < count:
-            concept = rng.choice(self.things)
-            chosen.setdefault(concept.subgroup, concept)
-        return list(chosen.values())
-
-
 class Teacher:
-    """Makes dialogues of a world."""
+    """Makes dialogues of a world. more: how often further questions follow a task's own."""
 
-    def __init__(self, world: World, rng: random.Random) -> None:
+    def __init__(self, world: World, rng: random.Random, *, more: float = MORE) -> None:
         self._world = world
         self._rng = rng
-        self._tasks: dict[str, Callable[[str], list[Turn]]] = {
+        self._more = more
+        self._tasks: dict[str, Callable[[], tuple[Facts, Query]]] = {
             "name": self._name, "sentence": self._sentence, "list": self._list,
             "count": self._count, "where": self._where, "what_at": self._what_at,
             "digits": self._digits, "words": self._words, "colour": self._colour,
             "compare": self._compare, "is_it": self._is_it, "is_there": self._is_there,
-            "follow_up": self._follow_up, "talk": self._talk,
         }  # fmt: skip
+        self._examiner = Examiner(world, rng)
 
     def dialogue(self, task: str | None = None, language: str | None = None) -> Dialogue:
         """One of a kind, or of any kind as MIX has them."""
-        task = task or self._rng.choices(list(MIX), list(MIX.values()))[0]
-        language = language or self._rng.choice(("en", "zh"))
-        system = self._rng.choices((None, "", self._rng.choice(SYSTEMS)), (0.5, 0.2, 0.3))[0]
-        return Dialogue(task, language, self._tasks[task](language), system)
+        rng = self._rng
+        task = task or rng.choices(list(MIX), list(MIX.values()))[0]
+        language = language or rng.choice(("en", "zh"))
+        system = rng.choices((None, "", rng.choice(SYSTEMS)), (0.5, 0.2, 0.3))[0]
+        if task == "talk":
+            return Dialogue(task, language, [self._talk(language)], system)
+        if task == "follow_up":
+            return Dialogue(task, language, self._follow_up(language), system)
+        facts, query = self._tasks[task]()
+        turns = [self._turn(facts, query, language)]
+        if rng.random() < self._more:
+            turns += self._further(facts, query, language)
+        return Dialogue(task, language, turns, system)
 
-    def portrait(self, concept: Concept, drawing: int) -> Scene:
-        """One drawing on one tile."""
-        sprite = self._sprite(concept, place_one(self._rng, 1.0), drawing=drawing)
-        return Scene(1, 1, [sprite], is_plain=self._rng.random() < 0.15)
+    # Turns
 
-    # Pieces
+    def _turn(self, facts: Facts, query: Query, language: str) -> Turn:
+        """The first about a picture: it comes with it."""
+        question, answer = self._examiner.ask(facts, query, language)
+        pictures_last = self._rng.random() < 0.12
+        return Turn(question, answer, facts.scenes, pictures_last, is_spelled=bool(facts.text))
 
-    def _ask(self, kind: str, language: str, **words: str) -> str:
-        return self._rng.choice(QUESTIONS[kind][language]).format(**words)
+    def _further(self, facts: Facts, first: Query, language: str) -> list[Turn]:
+        """One to three more. A name may be asked again, in the other language."""
+        rng = self._rng
+        again = ("name", "is_it", "is_there")
+        rest = [q for q in facts.queries if q != first or q.kind in again]
+        turns = []
+        for query in rng.sample(rest, len(rest))[: rng.randint(1, 3)]:
+            is_switched = rng.random() < SWITCH or (query == first and query.kind == "name")
+            spoken = _other_language(language) if is_switched else language
+            turns.append(Turn(*self._examiner.ask(facts, query, spoken)))
+        return turns
 
-    def _turn(self, question: str, answer: str, *scenes: Scene) -> Turn:
-        return Turn(question, answer, scenes, bool(scenes) and self._rng.random() < 0.12)
+    def _follow_up(self, language: str) -> list[Turn]:
+        """A second question about the same picture, or a second picture."""
+        rng, kind = self._rng, self._rng.random()
+        if 0.7 <= kind < 0.85:
+            facts = self._in_cells()
+            where = self._examiner.ask(facts, Query("where"), language)
+            return [self._turn(facts, Query("count"), language), Turn(*where)]
+        facts = self._one(rng.choice(self._world.things), keeps=True)
+        first = self._turn(facts, Query("name"), language)
+        if kind >= 0.85:
+            another = self._one(rng.choice(self._world.things), small=True)
+            answer = another.concepts[0].name(language)
+            return [first, Turn(rng.choice(FOLLOW_NAME[language]), answer, another.scenes)]
+        if kind < 0.35 and facts.colour >= 0:
+            return [first, Turn(*self._examiner.ask(facts, Query("colour"), language))]
+        if kind < 0.55:
+            return [first, Turn(*self._examiner.ask(facts, Query("is_it"), language))]
+        other = _other_language(language)
+        return [first, Turn(*self._examiner.ask(facts, Query("name"), other))]
+
+    def _talk(self, language: str) -> Turn:
+        is_zh = language == "zh"
+        fitting = [t for t in TALK if any("一" <= c <= "鿿" for c in t[1]) == is_zh]
+        questions, answer = self._rng.choice(fitting)
+        return Turn(self._rng.choice(questions), answer)
+
+    # Pictures
 
     def _sprite(
         self,
         concept: Concept,
         place: tuple[float, float, float],
         *,
+        is_upright: bool,
         keeps: bool = False,
         drawing: int | None = None,
     ) -> Sprite:
         rng = self._rng
-        upright = rng.random() < 0.35
+        if drawing is None:
+            drawing = rng.choice(self._world.artwork.of_concept[concept.index])
         return Sprite(
-            self._world.drawing(rng, concept) if drawing is None else drawing,
+            drawing,
             *place,
-            angle=0.0 if upright else rng.gauss(0, 0.16),
-            stretch=1.0 if upright else rng.uniform(0.82, 1.22),
-            flip=concept.may_flip and rng.random() < 0.4,
+            angle=0.0 if is_upright else rng.gauss(0, 0.16),
+            stretch=1.0 if is_upright else rng.uniform(0.82, 1.22),
+            flip=concept.may_flip and not is_upright and rng.random() < 0.5,
             keeps=keeps or concept.keeps_colour,
         )
 
-    def _single(self, concept: Concept, *, small: bool = False, keeps: bool = False) -> Scene:
+    def _picture(
+        self,
+        concept: Concept,
+        columns: int,
+        rows: int,
+        *,
+        keeps: bool = False,
+        drawing: int | None = None,
+    ) -> Scene:
+        """One thing, often as it is sent: the whole drawing in the middle, most often on white."""
+        rng = self._rng
+        is_plain = rng.random() < PLAIN
+        if rng.random() < (0.7 if is_plain else 0.25):
+            place, is_upright = (0.5, 0.5, rng.uniform(0.8, 1.0)), True
+        else:
+            place, is_upright = place_one(rng, columns / rows), rng.random() < 0.35
+        sprite = self._sprite(concept, place, is_upright=is_upright, keeps=keeps, drawing=drawing)
+        return Scene(columns, rows, [sprite], is_plain=is_plain)
+
+    def _one(
+        self,
+        concept: Concept,
+        *,
+        small: bool = False,
+        keeps: bool = False,
+        drawing: int | None = None,
+    ) -> Facts:
         columns, rows = choose_tiles(self._rng, "square" if small else "any", small=small)
-        place = place_one(self._rng, columns / rows)
-        sprite = self._sprite(concept, place, keeps=keeps)
-        return Scene(columns, rows, [sprite], is_plain=self._rng.random() < 0.15)
+        scene = self._picture(concept, columns, rows, keeps=keeps, drawing=drawing)
+        sprite = scene.sprites[0]
+        queries = [Query("name"), Query("sentence")]
+        colour = -1
+        if concept.is_thing:
+            queries += [Query("is_it")] * 2
+            colour = self._world.artwork.colour[sprite.drawing]
+        if not (sprite.keeps or scene.is_plain):
+            colour = -1
+        if colour >= 0:
+            queries += [Query("colour")] * 2
+        return Facts([scene], queries, [concept], colour=colour)
 
-    def _joined(self, names: Sequence[str], language: str) -> str:
-        return (", " if language == "en" else "、").join(names)
-
-    def _other(self, concept: Concept) -> Concept:
-        """Something else, often of the same kind."""
-        rng, world = self._rng, self._world
-        near = [c for c in world.things if c.subgroup == concept.subgroup and c != concept]
-        far = [c for c in world.things if c.subgroup != concept.subgroup]
-        return rng.choice(near if near and rng.random() < 0.4 else far)
-
-    # Tasks about one thing
-
-    def _name(self, language: str) -> list[Turn]:
-        concept = self._rng.choice(self._world.drawn)
-        return [
-            self._turn(self._ask("name", language), concept.name(language), self._single(concept))
+    def _several(
+        self,
+        grid: tuple[int, int],
+        concepts: Sequence[Concept],
+        places: Sequence[tuple[float, float, float]],
+    ) -> list[Scene]:
+        rng = self._rng
+        is_plain = rng.random() < PLAIN
+        is_upright = rng.random() < (0.7 if is_plain else 0.2)
+        sprites = [
+            self._sprite(c, p, is_upright=is_upright or rng.random() < 0.35)
+            for c, p in zip(concepts, places, strict=True)
         ]
+        return [Scene(*grid, sprites, is_plain=is_plain)]
 
-    def _sentence(self, language: str) -> list[Turn]:
-        concept = self._rng.choice(self._world.drawn)
-        answer = ANSWERS["sentence"][language].format(name=with_article(concept, language))
-        return [self._turn(self._ask("sentence", language), answer, self._single(concept))]
-
-    def _colour(self, language: str) -> list[Turn]:
-        return [
-            self._colour_turn(language, self._rng.choice(self._world.coloured), with_scene=True)
-        ]
-
-    def _colour_turn(self, language: str, drawing: int, *, with_scene: bool) -> Turn:
-        world, rng = self._world, self._rng
-        concept = world.concepts[world.artwork.concept[drawing]]
-        colour = COLOUR_NAMES[world.artwork.colour[drawing]]
-        question = self._ask("colour", language, name=concept.name(language))
-        answer = colour if language == "en" else COLOURS[colour]
-        if not with_scene:
-            return Turn(question, answer)
-        columns, rows = choose_tiles(rng, "any")
-        place = place_one(rng, columns / rows)
-        return self._turn(
-            question, answer, Scene(columns, rows, [Sprite(drawing, *place, keeps=True)])
-        )
-
-    def _is_it(self, language: str) -> list[Turn]:
-        concept = self._rng.choice(self._world.things)
-        return [self._is_it_turn(language, concept, self._single(concept))]
-
-    def _is_it_turn(self, language: str, concept: Concept, *scenes: Scene) -> Turn:
-        is_true = self._rng.random() < 0.5
-        asked = concept if is_true else self._other(concept)
-        answer = ANSWERS["yes_is" if is_true else "no_is"][language]
-        return self._turn(
-            self._ask("is_it", language, name=asked.name(language)),
-            answer.format(name=with_article(concept, language)),
-            *scenes,
-        )
-
-    # Tasks about several things
-
-    def _row(self) -> tuple[list[Concept], Scene]:
+    def _row(self) -> Facts:
         rng = self._rng
         count = rng.choices((2, 3, 4), (0.45, 0.4, 0.15))[0]
-        shape = rng.choices(("square", "wide"), (0.55, 0.45))[0]
-        columns, rows = choose_tiles(rng, shape)
-        concepts = self._world.different_things(rng, count)
-        places = place_row(rng, count, columns / rows)
-        sprites = [self._sprite(c, p) for c, p in zip(concepts, places, strict=True)]
-        return concepts, Scene(columns, rows, sprites, is_plain=rng.random() < 0.1)
+        grid = choose_tiles(rng, rng.choices(("square", "wide"), (0.55, 0.45))[0])
+        concepts = self._world.new_things(rng, count)
+        places = place_row(rng, count, grid[0] / grid[1])
+        cells = row_cells(places)
+        kinds = ("list", "describe", "count", "is_there", "is_there")
+        queries = [*map(Query, kinds), Query("count_of", rng.randrange(count))]
+        queries += [Query(k, rng.randrange(count)) for k in ("where", "what_at") if cells]
+        return Facts(self._several(grid, concepts, places), queries, concepts, cells)
 
-    def _list(self, language: str) -> list[Turn]:
-        concepts, scene = self._row()
-        names = self._joined([c.name(language) for c in concepts], language)
-        if self._rng.random() < 0.2:
-            answer = ANSWERS["sentence_many"][language].format(name=names)
-            return [self._turn(self._ask("sentence", language), answer, scene)]
-        return [self._turn(self._ask("list", language), names, scene)]
-
-    def _scattered(self) -> tuple[list[Concept], Scene]:
+    def _scattered(self) -> Facts:
         """Up to six things; they are all alike, or of two kinds, or of several."""
         rng = self._rng
         count = rng.randint(1, 6)
-        kinds = self._world.different_things(rng, rng.choice((1, 1, 2, min(3, count))))
-        concepts = [rng.choice(kinds) for _ in range(count)]
-        columns, rows = choose_tiles(rng, "any")
-        places = place_scattered(rng, count, columns / rows)
-        sprites = [self._sprite(c, p) for c, p in zip(concepts, places, strict=True)]
-        return concepts, Scene(columns, rows, sprites, is_plain=rng.random() < 0.1)
+        while True:
+            kinds = self._world.different_things(rng, rng.choice((1, 1, 2, min(3, count))))
+            concepts = [rng.choice(kinds) for _ in range(count)]
+            if self._world.allows(c.index for c in concepts):
+                break
+        grid = choose_tiles(rng, "any")
+        places = place_scattered(rng, count, grid[0] / grid[1])
+        queries = [Query("count"), Query("is_there"), Query("is_there")]
+        queries += [Query("count_of", concepts.index(c)) for c in dict.fromkeys(concepts)]
+        return Facts(self._several(grid, concepts, places), queries, concepts)
 
-    def _count(self, language: str) -> list[Turn]:
-        concepts, scene = self._scattered()
-        if self._rng.random() < 0.6:
-            return [self._turn(self._ask("count", language), str(len(concepts)), scene)]
-        asked = self._rng.choice(concepts)
-        question = self._ask("count_of", language, name=asked.name(language))
-        return [self._turn(question, str(concepts.count(asked)), scene)]
-
-    def _is_there(self, language: str) -> list[Turn]:
-        concepts, scene = self._row() if self._rng.random() < 0.6 else self._scattered()
-        is_true = self._rng.random() < 0.5
-        asked = self._rng.choice(concepts)
-        while not is_true and asked in concepts:
-            asked = self._other(asked)
-        question = self._ask("is_there", language, name=asked.name(language))
-        return [
-            self._turn(question, ANSWERS["yes_there" if is_true else "no_there"][language], scene)
-        ]
-
-    def _in_cells(self) -> tuple[list[Concept], list[int], Scene]:
+    def _in_cells(self) -> Facts:
         rng = self._rng
         count = rng.choices((1, 2, 3, 4), (0.45, 0.25, 0.2, 0.1))[0]
-        cells = rng.sample(range(9), count)
-        columns, rows = choose_tiles(rng, "any")
-        concepts = self._world.different_things(rng, count)
-        places = place_cells(rng, cells, columns / rows)
-        sprites = [self._sprite(c, p) for c, p in zip(concepts, places, strict=True)]
-        return concepts, cells, Scene(columns, rows, sprites, is_plain=rng.random() < 0.1)
+        while True:
+            cells = rng.sample(range(9), count)
+            concepts = self._world.different_things(rng, count)
+            if self._world.allows((c.index, i) for c, i in zip(concepts, cells, strict=True)):
+                break
+        grid = choose_tiles(rng, "any")
+        places = place_cells(rng, cells, grid[0] / grid[1])
+        queries = [Query(k, i) for k in ("where", "what_at") for i in range(count)]
+        queries += [Query("count"), Query("is_there")]
+        return Facts(self._several(grid, concepts, places), queries, concepts, cells)
 
-    def _where(self, language: str) -> list[Turn]:
-        concepts, cells, scene = self._in_cells()
-        which = self._rng.randrange(len(concepts))
-        question = self._ask("where", language, name=concepts[which].name(language))
-        return [self._turn(question, _place_answer(cells[which], language), scene)]
-
-    def _what_at(self, language: str) -> list[Turn]:
-        concepts, cells, scene = self._in_cells()
-        which = self._rng.randrange(len(concepts))
-        place = POSITIONS[cells[which]]
-        usual = (place if language == "en" else PLACES[place],)
-        word = self._rng.choice(PLACE_WORDS[language].get(place, usual))
-        question = self._ask("what_at", language, place=word)
-        return [self._turn(question, concepts[which].name(language), scene)]
-
-    # Reading
-
-    def _read(self, language: str, kind: str, indices: Sequence[int]) -> list[Turn]:
+    def _written(self, strip: int, kinds: Sequence[str]) -> Facts:
         rng, lettering = self._rng, self._world.lettering
-        index = rng.choice(indices)
         columns, rows = choose_tiles(rng, rng.choices(("square", "wide"), (0.6, 0.4))[0])
         aspect = columns / rows
-        widest = 0.95 * max(1.0, aspect) / lettering.width[index]
-        size = min(widest * rng.uniform(0.55, 1.0), 4.0)
-        wide = size * lettering.width[index] * min(1, 1 / aspect)
+        share = lettering.width[strip]
+        size = min(0.95 * max(1.0, aspect) / share * rng.uniform(0.55, 1.0), 4.0)
+        wide = size * share * min(1, 1 / aspect)
         high = size * HEIGHT / WIDTH * min(1, aspect)
         angle = 0.0 if rng.random() < 0.5 else rng.gauss(0, 0.06)
-        text = Text(index, _inside(rng, wide), _inside(rng, high), size, angle)
-        scene = Scene(columns, rows, texts=[text], is_plain=rng.random() < 0.2)
-        return [self._turn(self._ask(kind, language), lettering.texts[index], scene)]
+        text = Text(strip, _inside(rng, wide), _inside(rng, high), size, angle)
+        scene = Scene(columns, rows, texts=[text], is_plain=rng.random() < PLAIN)
+        return Facts([scene], [Query(k) for k in kinds], text=lettering.texts[strip])
 
-    def _digits(self, language: str) -> list[Turn]:
-        letters = self._world.lettering
-        indices = letters.held_out_digits if self._world.held_out else letters.digits
-        return self._read(language, self._rng.choice(("digits", "digits", "read")), indices)
+    # Tasks: a picture, and what is asked of it first
 
-    def _words(self, language: str) -> list[Turn]:
-        letters = self._world.lettering
-        indices = letters.held_out_words if self._world.held_out else letters.words
-        return self._read(language, "read", indices)
+    def _name(self) -> tuple[Facts, Query]:
+        return self._one(self._rng.choice(self._world.drawn)), Query("name")
 
-    # Several pictures, several turns
+    def _sentence(self) -> tuple[Facts, Query]:
+        return self._one(self._rng.choice(self._world.drawn)), Query("sentence")
 
-    def _compare(self, language: str) -> list[Turn]:
-        rng = self._rng
-        first = rng.choice(self._world.things)
-        kind = rng.choice(("same", "which", "both"))
-        second = first if kind == "same" and rng.random() < 0.5 else self._other(first)
-        scenes = [self._single(c, small=True) for c in (first, second)]
-        asked = rng.choice((first, second))
-        question = self._ask(kind, language, name=asked.name(language))
-        form = {
-            "same": "same" if first == second else "different",
-            "which": "first" if asked == first else "second",
-            "both": "both",
-        }[kind]
-        named = {"name": with_article(first, language), "other": with_article(second, language)}
-        return [self._turn(question, ANSWERS[form][language].format(**named), *scenes)]
+    def _colour(self) -> tuple[Facts, Query]:
+        drawing = self._rng.choice(self._world.coloured)
+        facts = self._one(self._world.concept_of(drawing), keeps=True, drawing=drawing)
+        return facts, Query("colour")
 
-    def _follow_up(self, language: str) -> list[Turn]:
-        """A second question about the same picture, or a second picture."""
+    def _is_it(self) -> tuple[Facts, Query]:
+        return self._one(self._rng.choice(self._world.things)), Query("is_it")
+
+    def _list(self) -> tuple[Facts, Query]:
+        return self._row(), Query("describe" if self._rng.random() < 0.2 else "list")
+
+    def _count(self) -> tuple[Facts, Query]:
+        facts = self._scattered()
+        if self._rng.random() < 0.6:
+            return facts, Query("count")
+        asked = self._rng.choice(facts.concepts)
+        return facts, Query("count_of", facts.concepts.index(asked))
+
+    def _is_there(self) -> tuple[Facts, Query]:
+        facts = self._row() if self._rng.random() < 0.6 else self._scattered()
+        return facts, Query("is_there")
+
+    def _where(self) -> tuple[Facts, Query]:
+        facts = self._in_cells()
+        return facts, Query("where", self._rng.randrange(len(facts.concepts)))
+
+    def _what_at(self) -> tuple[Facts, Query]:
+        facts = self._in_cells()
+        return facts, Query("what_at", self._rng.randrange(len(facts.concepts)))
+
+    def _digits(self) -> tuple[Facts, Query]:
+        facts = self._written(self._world.number(self._rng), ("digits", "read"))
+        return facts, self._rng.choice((*facts.queries, facts.queries[0]))
+
+    def _words(self) -> tuple[Facts, Query]:
+        return self._written(self._world.word(self._rng), ("read",)), Query("read")
+
+    def _compare(self) -> tuple[Facts, Query]:
         rng, world = self._rng, self._world
-        concept = rng.choice(world.things)
-        scene = self._single(concept, keeps=True)
-        first = self._turn(self._ask("name", language), concept.name(language), scene)
-        drawing = scene.sprites[0].drawing
-        kind = rng.random()
-        if kind < 0.35 and world.artwork.colour[drawing] >= 0:
-            return [first, self._colour_turn(language, drawing, with_scene=False)]
-        if kind < 0.55:
-            return [first, self._is_it_turn(language, concept)]
-        if kind < 0.7:
-            other = "zh" if language == "en" else "en"
-            return [first, self._turn(self._ask("name", other), concept.name(other))]
-        if kind < 0.85:
-            concepts, cells, scene = self._in_cells()
-            question = self._ask("where", language, name=concepts[0].name(language))
-            return [
-                self._turn(self._ask("count", language), str(len(concepts)), scene),
-                Turn(question, _place_answer(cells[0], language)),
-            ]
-        another = rng.choice(world.things)
-        question = rng.choice(FOLLOW_NAME[language])
-        return [
-            first,
-            self._turn(question, another.name(language), self._single(another, small=True)),
-        ]
-
-    def _talk(self, language: str) -> list[Turn]:
-        is_zh = language == "zh"
-        fitting = [t for t in TALK if any("一" <= c <= "鿿" for c in t[1]) == is_zh]
-        questions, answer = self._rng.choice(fitting)
-        return [Turn(self._rng.choice(questions), answer)]
+        first = rng.choice(world.things)
+        kind = rng.choice(("same", "which", "both"))
+        is_same = kind == "same" and rng.random() < 0.5
+        concepts = [first, first if is_same else world.other_than(rng, first)]
+        while not world.allows(c.index for c in concepts):
+            first = rng.choice(world.things)
+            concepts = [first, first if is_same else world.other_than(rng, first)]
+        scenes = [self._picture(c, 1, 1) for c in concepts]
+        queries = [Query("same"), Query("both"), Query("of_two", 0), Query("of_two", 1)]
+        queries += [Query("which", rng.randrange(2))] * (not is_same)
+        asked = queries[-1] if kind == "which" else Query(kind)
+        return Facts(scenes, queries, concepts), asked
 
 
-def with_article(concept: Concept, language: str) -> str:
-    """The name as it stands in a sentence: English puts an article before most."""
-    name = concept.name(language)
-    if language == "zh":
-        return name
-    last = name.split()[-1]
-    is_plural = last.endswith("s") and not last.endswith(("ss", "us", "is", "as"))
-    if is_plural or name.startswith(("people", "mount ")) or not name[0].isalpha():
-        return name
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _place_answer(cell: int, language: str) -> str:
-    place = POSITIONS[cell]
-    return ANSWERS["where"][language].format(place=place if language == "en" else PLACES[place])
+def _other_language(language: str) -> str:
+    return "zh" if language == "en" else "en"
 
 
 def _inside(rng: random.Random, extent: float) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from training.data import COLOURS, load_concepts
-from training.lettering import draw_lettering
+from training.lettering import choose_texts
 from training.phrases import ANSWERS, FOLLOW_NAME, PLACE_WORDS, PLACES, QUESTIONS, SYSTEMS, TALK
 from training.prompts import INTERNVL2_SYSTEM, MARKERS, XCOMPOSER2_SYSTEM
 
@@ -36,8 +36,7 @@ def corpus(folder: Path) -> Iterator[str]:
                     for concept in rng.sample(concepts, 6):
                         name = concept.name(language)
                         yield line.format(name=name, other=name, place="")
-    lettering = draw_lettering(concepts, 600)
-    yield from (lettering.texts[i] for i in lettering.words)
+    yield from choose_texts(concepts, 600).words
     fixed = [*COLOURS, *COLOURS.values(), *PLACES, *PLACES.values(), *SYSTEMS]
     fixed += [line for lines in FOLLOW_NAME.values() for line in lines]
     fixed += [w for table in PLACE_WORDS.values() for words in table.values() for w in words]

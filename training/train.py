@@ -1,22 +1,21 @@
 """Train one of the two models: python -m training.train internvl2 --data FOLDER --out FOLDER
 
 The schedule follows the clock: `--minutes` of training, whatever the machine makes of them, and a
-report on held-out drawings and composed tests at the end.
+report on held-out drawings and composed tests at the end. The tower comes from training.tower.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import profile, record_function
 from torch.utils.data import DataLoader
@@ -29,22 +28,45 @@ from training.lettering import draw_lettering
 from training.model import Shape, VisionLanguageModel, build
 from training.optim import Optimizer
 from training.prompts import Encoder
+from training.sheets import Mix, SheetMaker
 from training.tasks import World
+from training.tower import (
+    Heads,
+    History,
+    choose_patches,
+    compile_layers,
+    learning_rate,
+    tower_losses,
+    weigh,
+)
 
 # The first and the last step that --profile looks at.
 PROFILED = (40, 44)
+# Of what the decoder gets of a patch: it must not know drawings by heart.
+_DROPOUT = 0.1
+# Sheets go on beside the dialogues, so that the tower forgets nothing.
+_MIX = Mix(portraits=192, cells=((2, 32), (3, 32), (4, 24)), texts=48)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
+    """tower: what training.tower wrote; start, heads: what an earlier run wrote, to go on with.
+
+    listen   the share of the time, at first, in which the tower does not learn from answers
+    """
+
     family: str
     data: Path
     out: Path
+    tower: Path | None = None
+    start: Path | None = None
+    heads: Path | None = None
     minutes: float = 7.5
-    rate: float = 2e-3
-    num_dialogues: int = 192
-    num_labels: int = 192
-    workers: int = 7
+    rate: float = 3e-3
+    tower_rate: float = 1e-3
+    listen: float = 0.1
+    num_dialogues: int = 256
+    workers: int = 14
     device: str = "cuda"
     compile: bool = False
     profile: bool = False
@@ -52,96 +74,59 @@ class Options:
     test_size: int = 256
 
 
-class AuxiliaryHeads(nn.Module):
-    """What a picture shows, told from its patches alone; thrown away after training."""
-
-    def __init__(self, size: int, num_concepts: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(size)
-        self.classify = nn.Linear(size, num_concepts)
-        self.embed = nn.Linear(size, 128)
-
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.norm(patches.float().mean(1))
-        return self.classify(pooled), F.normalize(self.embed(pooled).float(), dim=1)
-
-
-def contrast(embedded: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
-    """Supervised contrast (arXiv:2004.11362): the other drawings of a concept are its nearest."""
-    scores = embedded @ embedded.T / temperature
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    alike = (labels[:, None] == labels) & ~itself
-    log_share = scores - scores.masked_fill(itself, float("-inf")).logsumexp(1, keepdim=True)
-    return -(log_share * alike).sum(1).div(alike.sum(1).clamp(min=1)).mean()
-
-
-def losses(
-    model: VisionLanguageModel, heads: AuxiliaryHeads, batch: Batch, tiles: Tensor
+def answer_losses(
+    model: VisionLanguageModel, batch: Batch, tiles: Tensor, *, teach_tower: bool
 ) -> dict[str, Tensor]:
-    """Each loss of a batch, and the share of answers' ids that are right."""
-    patches = model.tower(tiles)
-    for_tower = len(batch.labels)
-    split = len(tiles) - for_tower
-    rows = model.project(patches[:split]).flatten(0, 1)
-    total, correct, count, at = 0.0, 0.0, 0, 0
+    """The loss of the answers, and the share of their ids that are right."""
+    with torch.set_grad_enabled(teach_tower):
+        patches = model.tower(tiles)
+    rows = model.project(F.dropout(patches, _DROPOUT)).flatten(0, 1)
+    total, weight, correct, count, at = 0.0, 0.0, 0.0, 0, 0
     for chunk in batch.chunks:
         taken = len(chunk.image_rows)
         x, is_image = model.decoder.embed(chunk.ids, chunk.image_rows, rows[at : at + taken])
         at += taken
         hidden = model.decoder(x, is_image).flatten(0, 1)[chunk.answer_rows]
         logits = model.decoder.logits(hidden).float()
-        total = total + F.cross_entropy(logits, chunk.targets, reduction="sum")
+        each = F.cross_entropy(logits, chunk.targets, reduction="none")
+        total, weight = total + (each * chunk.weights).sum(), weight + chunk.weights.sum()
         correct = correct + (logits.argmax(1) == chunk.targets).sum()
         count += len(chunk.targets)
-    classes, embedded = heads(patches[split:])
-    return {
-        "answer": total / count,
-        "class": F.cross_entropy(classes.float(), batch.labels, label_smoothing=0.1),
-        "contrast": contrast(embedded, batch.labels),
-        "right": correct / count,
-        "class_right": (classes.argmax(1) == batch.labels).float().mean(),
-    }
-
-
-def learning_rate(peak: float, share: float, warm_up: float = 0.03) -> float:
-    """By the share of the time that is over: up in a line, then down a cosine to nothing."""
-    if share < warm_up:
-        return peak * (share + 1e-3) / warm_up
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warm_up) / (1 - warm_up))))
+    return {"answer": total / weight, "right": correct / count}
 
 
 def train(options: Options) -> None:
     begun = time.monotonic()
     device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     # Batches are many small tensors: by name, not by open files, of which there may be too few.
     torch.multiprocessing.set_sharing_strategy("file_system")
     concepts = load_concepts(options.data)
-    world = World(
-        concepts, load_artwork(options.data, TRAIN_SETS, len(concepts)), draw_lettering(concepts)
-    )
+    artwork = load_artwork(options.data, TRAIN_SETS, len(concepts))
+    world = World(concepts, artwork, draw_lettering(concepts, options.data / "fonts"))
     encoder = Encoder(options.family, options.data / "tokenizer.model")
-    lessons = Lessons(
-        world, encoder, seed=1,
-        num_dialogues=options.num_dialogues, num_labels=options.num_labels,
-    )  # fmt: skip
     loader = DataLoader(
-        lessons, batch_size=None, num_workers=options.workers,
+        Lessons(world, encoder, seed=1, num_dialogues=options.num_dialogues),
+        batch_size=None, num_workers=options.workers,
         prefetch_factor=4 if options.workers else None, pin_memory=False,
     )  # fmt: skip
     batches = iter(loader)
+    generator = torch.Generator(device).manual_seed(1)
+    composer = Composer(Atlas.load(artwork, world.lettering, device), generator, augment=True)
     shape = Shape(options.family, encoder.vocab_size)
     model = build(shape).to(device)
-    heads = AuxiliaryHeads(shape.vit_hidden, len(concepts)).to(device)
-    generator = torch.Generator(device).manual_seed(1)
-    composer = Composer(Atlas.load(world.artwork, world.lettering, device), generator, augment=True)
+    heads = Heads(shape.vit_hidden, len(concepts)).to(device)
+    start(options, model, heads)
     if options.compile:
-        compile_blocks(model)
+        compile_layers(model.tower.encoder.layers, dynamic=True)
+        compile_layers(model.decoder.model.layers, dynamic=True)
     print(f"{options.family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
           f"{time.monotonic() - begun:.1f} s to load", flush=True)  # fmt: skip
-    history = run(options, model, heads, composer, batches)
-    save(options, model)
+    history = run(options, model, heads, composer, SheetMaker(world, composer, _MIX), batches)
+    save(options, model, heads)
     result = {"options": asdict(options), "seconds": time.monotonic() - begun, "history": history}
     write(options, result)
     model.eval()
@@ -150,20 +135,37 @@ def train(options: Options) -> None:
     print(json.dumps(tests, ensure_ascii=False, indent=1), flush=True)
 
 
+def start(options: Options, model: VisionLanguageModel, heads: Heads) -> None:
+    """Weights to begin with: of a taught tower, or of a whole model."""
+    if options.tower is not None:
+        weights = load_file(options.tower)
+        for name, module in (("tower.", model.tower), ("heads.", heads)):
+            module.load_state_dict(
+                {k.removeprefix(name): t for k, t in weights.items() if k.startswith(name)}
+            )
+    if options.start is not None:
+        model.load_state_dict(load_file(options.start))
+    if options.heads is not None:
+        heads.load_state_dict(load_file(options.heads))
+
+
 def run(
     options: Options,
     model: VisionLanguageModel,
-    heads: AuxiliaryHeads,
+    heads: Heads,
     composer: Composer,
+    maker: SheetMaker,
     batches: Iterator[Batch],
 ) -> list[dict[str, float]]:
     """Steps until the time is over; means of the losses, every hundred steps."""
     device = torch.device(options.device)
-    optimizer = Optimizer([model, heads])
-    history: list[dict[str, float]] = []
-    sums: dict[str, Tensor] = {}
+    seeing = Optimizer([model.tower, heads])
+    seen = {id(p) for p in model.tower.parameters()}
+    talking = Optimizer([model], without=seen)
+    num_patches = (224 // 14) ** 2
+    history = History(options.family)
     profiler: profile | None = None
-    begun, step, summed, waited, every = time.monotonic(), 0, 0, 0.0, 100
+    begun, step, waited = time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - begun) / (60 * options.minutes)) < 1:
         if step >= options.max_steps:
             break
@@ -175,44 +177,37 @@ def run(
             profiler.start()
         with record_function("# compose"):
             tiles = composer(batch.canvas)
+        with record_function("# sheets"):
+            sheets = maker()
+            keep = choose_patches(sheets, num_patches, 0.5)
         with record_function("# forward"), torch.autocast(device.type, torch.bfloat16):
-            parts = losses(model, heads, batch, tiles)
-        loss = parts["answer"] + 0.3 * parts["class"] + 0.1 * parts["contrast"]
+            teach_tower = share > options.listen
+            parts = answer_losses(model, batch, tiles, teach_tower=teach_tower)
+            seen_parts = tower_losses(model.tower, heads, sheets, keep)
         with record_function("# backward"):
-            loss.backward()
+            (parts["answer"] + 0.5 * weigh(seen_parts)).backward()
         with record_function("# optimizer"):
-            optimizer.step(learning_rate(options.rate, share))
+            seeing.step(learning_rate(options.tower_rate, share))
+            talking.step(learning_rate(options.rate, share))
         if profiler is not None and step == PROFILED[1]:
             profiler.stop()
             table = profiler.key_averages().table("self_device_time_total", row_limit=40)
             print(f"{len(tiles)} tiles in the last step\n{table}", flush=True)
             profiler = None
-        for name, value in parts.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
-        step, summed = step + 1, summed + 1
-        if step % every == 0 or step in (10, options.max_steps):
-            means = {name: round(float(value) / summed, 4) for name, value in sums.items()}
-            seconds = round(time.monotonic() - begun, 1)
-            history.append({"step": step, "seconds": seconds, "waited": round(waited, 1), **means})
-            print(f"{options.family} {json.dumps(history[-1])}", flush=True)
-            sums, summed = {}, 0
+        history.add(parts | seen_parts)
+        step += 1
+        if step % 100 == 0 or step in (10, options.max_steps):
+            history.report(step, waited=round(waited, 1), tiles=len(tiles))
     print(f"{options.family}: {step} steps", flush=True)
-    return history
+    return history.rows
 
 
-def compile_blocks(model: VisionLanguageModel) -> None:
-    """Fuse the blocks of tower and decoder; where that fails they run as they are."""
-    torch._dynamo.config.suppress_errors = True
-    torch._dynamo.config.cache_size_limit = 64
-    for block in (*model.tower.encoder.layers, *model.decoder.model.layers):
-        block.compile(dynamic=True)
-
-
-def save(options: Options, model: VisionLanguageModel) -> None:
-    """The weights under the checkpoint's own names, in bfloat16."""
-    weights = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in
-               model.state_dict().items()}  # fmt: skip
-    save_file(weights, options.out / f"{options.family}.safetensors")
+def save(options: Options, model: VisionLanguageModel, heads: Heads) -> None:
+    """The weights under the checkpoint's own names, in bfloat16, and the heads to go on with."""
+    for name, module in ((options.family, model), (f"{options.family}-heads", heads)):
+        weights = {k: t.detach().to("cpu", torch.bfloat16).contiguous() for k, t in
+                   module.state_dict().items()}  # fmt: skip
+        save_file(weights, options.out / f"{name}.safetensors")
 
 
 def write(options: Options, result: dict[str, object]) -> None:
@@ -225,11 +220,15 @@ def main() -> None:
     parser.add_argument("family", choices=("internvl2", "xcomposer2"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tower", type=Path, help="what training.tower wrote")
+    parser.add_argument("--start", type=Path, help="weights of this model to go on with")
+    parser.add_argument("--heads", type=Path, help="and the heads beside them")
     parser.add_argument("--minutes", type=float, default=7.5)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--num-dialogues", type=int, default=192)
-    parser.add_argument("--num-labels", type=int, default=192)
-    parser.add_argument("--workers", type=int, default=7)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--tower-rate", type=float, default=1e-3)
+    parser.add_argument("--listen", type=float, default=0.1)
+    parser.add_argument("--num-dialogues", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print where some steps' time goes")
