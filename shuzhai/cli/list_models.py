@@ -19,7 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "list",
         help="show the models that are known, and which are here",
-        description="Show the models that are known, and which of them are in the local store.",
+        description="Show the models that are known, and which of them are in the local store or "
+        "shipped with shuzhai.",
     )
     parser.set_defaults(run=run)
 
@@ -28,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     store = Store.at_home(Environment.read())
     Console(highlight=False).print(
         _table(store),
-        Text(f"\nThey are kept in {show_path(store.root)}. To fetch one: shuzhai pull MODEL"),
+        Text(
+            f"\nWhat is pulled is kept in {show_path(store.root)}. To fetch one: shuzhai pull MODEL"
+        ),
         soft_wrap=True,
     )
     return 0
@@ -46,7 +49,7 @@ def _table(store: Store) -> Table:
         table.add_row(
             Text(entry.name, style="bold" if here else ""),
             "text" if entry.kind == "text" else "text, pictures",
-            format_bytes(entry.download_bytes),
+            "shipped" if entry.shipped else format_bytes(entry.download_bytes),
             Text(format_bytes(on_disk[entry.name]), "green") if here else Text("no", "dim"),
         )
     return table

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +26,7 @@ from rich.text import Text
 
 from shuzhai.config import Environment
 from shuzhai.hub.catalog import find
-from shuzhai.hub.progress import format_bytes
+from shuzhai.hub.progress import SilentProgress, format_bytes
 from shuzhai.hub.pull import pull
 from shuzhai.hub.store import Store, folder_bytes
 
@@ -31,7 +34,8 @@ from shuzhai.hub.store import Store, folder_bytes
 class ProgressBar:
     """hub.progress.Progress in a terminal: a line that names the stage, and a bar under it.
 
-    A context manager; it draws on the console that it is given, standard error by default.
+    A context manager; it draws on the console that it is given, standard error by default. Work
+    that another thread goes on with after its end may still tell it: nothing is shown then.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -45,6 +49,8 @@ class ProgressBar:
             expand=True,
         )
         self._task: TaskID | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -56,17 +62,26 @@ class ProgressBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end_stage()
+        with self._lock:
+            self._is_over = True
+            self._end_stage()
         self._bars.stop()
 
     def begin(self, stage: str, total_bytes: int | None) -> None:
-        self._end_stage()
-        self._bars.console.print(Text(stage))
-        self._task = self._bars.add_task("", total=total_bytes)
+        with self._lock:
+            if self._is_over:
+                return
+            self._end_stage()
+            self._bars.console.print(Text(stage))
+            self._task = self._bars.add_task("", total=total_bytes)
 
     def advance(self, num_bytes: int) -> None:
-        if self._task is not None:
-            self._bars.advance(self._task, num_bytes)
+        with self._lock:
+            if self._task is not None:
+                self._bars.advance(self._task, num_bytes)
+
+    def ended_by(self, end: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _end_stage(self) -> None:
         """Its line stays; its bar makes room for the next."""
@@ -114,6 +129,11 @@ def run(args: argparse.Namespace) -> int:
     environment = Environment.read()
     store = Store.at_home(environment)
     console = Console(highlight=False)
+    if entry.shipped:
+        path = pull(entry.name, store, SilentProgress(), environment=environment)
+        said = f"{entry.name} is shipped with shuzhai and is here: {show_path(path)}"
+        console.print(Text(f"{said}\nLicence: {entry.licence}"), soft_wrap=True)
+        return 0
     if store.has(entry.name):
         path = store.path_of(entry.name)
         console.print(Text(f"{entry.name} is here already: {show_path(path)}"), soft_wrap=True)

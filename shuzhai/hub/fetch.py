@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -119,6 +122,7 @@ def _receive_all(client: httpx.Client, file: RemoteFile, part: Path, progress: P
                 f"{file.name} stopped at {format_bytes(have)} of {format_bytes(file.size)} "
                 f"({_host(file.url)}: {reason}). Run the same command again: it goes on from there."
             )
+        progress.advance(0)  # it may end the work, which nobody wants any more
         time.sleep(min(BACKOFF_SECONDS * 2**num_retries, 8.0))
 
 
@@ -147,7 +151,8 @@ def _receive(client: httpx.Client, file: RemoteFile, part: Path, progress: Progr
         if not resumed:
             progress.advance(-start)
             start = 0
-        with part.open("ab" if resumed else "wb") as out:
+        hang_up = partial(_hang_up, response)
+        with part.open("ab" if resumed else "wb") as out, progress.ended_by(hang_up):
             for chunk in response.iter_bytes(CHUNK_BYTES):
                 start += len(chunk)
                 if start > file.size:
@@ -160,6 +165,14 @@ def _receive(client: httpx.Client, file: RemoteFile, part: Path, progress: Progr
         raise DownloadError(
             f"{_host(file.url)} sent more for {file.name} than the {file.size} bytes it announced."
         )
+
+
+def _hang_up(response: httpx.Response) -> None:
+    """End a read that waits in another thread, which closing the connection would not."""
+    sock = response.extensions["network_stream"].get_extra_info("socket")
+    with suppress(OSError):  # it has ended itself
+        # Not the method of a TLS socket: that would wait for the other side.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _digest_of(path: Path, file: RemoteFile) -> str | None:

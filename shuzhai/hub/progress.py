@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
 class Progress(Protocol):
     """Told of one stage after another; the last one ends when the call that was given it returns.
 
-    All calls come from one thread.
+    One call comes after the other, but not always from one thread, and none need come from the
+    thread that shows them or stops showing them.
     """
 
     def begin(self, stage: str, total_bytes: int | None) -> None:
@@ -17,6 +20,11 @@ class Progress(Protocol):
 
     def advance(self, num_bytes: int) -> None:
         """That much more is done. Below 0 when something has to be done again."""
+        ...
+
+    def ended_by(self, end: Callable[[], None]) -> AbstractContextManager[None]:
+        """While this lasts, `end` breaks off what the work waits for. It is called from any thread,
+        when nobody wants the work any more; what the work is told next raises then."""
         ...
 
 
@@ -28,6 +36,9 @@ class SilentProgress:
 
     def advance(self, num_bytes: int) -> None:
         pass
+
+    def ended_by(self, end: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def format_bytes(num_bytes: int) -> str:

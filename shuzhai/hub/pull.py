@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shuzhai.config import Environment
 from shuzhai.errors import ConfigError, DownloadError, ModelNotFoundError
+from shuzhai.hub import shipped
 from shuzhai.hub.catalog import CatalogEntry, WheelSource, find
 from shuzhai.hub.download import SourceName, download
 from shuzhai.hub.gguf_convert import convert
@@ -27,11 +28,13 @@ def pull(
 ) -> Path:
     """Make the model be in the store; its folder. Nothing is written or asked if it is there.
 
-    A second pull of the same model waits for the first. ModelNotFoundError for an unknown name,
-    DownloadError when it cannot be fetched or kept; then the store is as before, but for what
-    the next pull can go on with.
+    A second pull of the same model waits for the first. CheckpointError when a shipped model is
+    damaged, ModelNotFoundError for an unknown name, DownloadError when one cannot be fetched or
+    kept; then the store is as before, but for what the next pull can go on with.
     """
     entry = find(name)
+    if entry.shipped:
+        return shipped.check(entry.name)
     if store.has(entry.name):
         return store.path_of(entry.name)
     try:
@@ -67,13 +70,18 @@ def resolve(
     A catalog model that is not in the store is pulled first. ModelNotFoundError for all else.
     """
     text = str(model)
-    # Shares of other machines and addresses are not looked at: a look alone sends a login.
-    is_local = not text.startswith(("//", "\\\\")) and "://" not in text and "\0" not in text
-    if is_local and os.path.isfile(os.path.join(text, "config.json")):
+    if is_local(text) and os.path.isfile(os.path.join(text, "config.json")):
         return Path(text)
-    if is_local and (isinstance(model, Path) or os.path.isdir(text)):
+    if is_local(text) and (isinstance(model, Path) or os.path.isdir(text)):
         raise ModelNotFoundError(f"the folder {text} holds no checkpoint: it has no config.json")
     return pull(text, store, progress, environment=environment)
+
+
+def is_local(text: str) -> bool:
+    """Whether what may be a path may be looked at. Shares of other machines and addresses may not:
+    a look alone sends a login."""
+    is_share = text[:2].replace("\\", "/") == "//"
+    return not is_share and "://" not in text and "\0" not in text
 
 
 def _make_from_wheel(

