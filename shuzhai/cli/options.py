@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shuzhai.hub.catalog import DEFAULT_MODEL
+from shuzhai.hub.catalog import DEFAULT_MODEL, DEFAULT_MODELS
 
+DEFAULT_PORT = 6006
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _ENGINE = ("device", "dtype", "memory", "max_model_len", "chat_template", "max_tiles")
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options between MODEL and QUESTION too, where Python before 3.13 has lost the question.
+    """Takes options between MODEL and QUESTION too, where Python before 3.13 has lost the question,
+    and between the models of a list.
 
     There an optional argument that is not beside the one before it counts as absent.
     """
@@ -24,6 +30,8 @@ class Parser(argparse.ArgumentParser):
         lost = len(rest) == 1 and not rest[0].startswith("-")
         if lost and vars(parsed).get("question", "") is None:
             parsed.question = rest.pop()
+        if "models" in parsed and not any(word.startswith("-") for word in rest):
+            parsed.models, rest = [*parsed.models, *rest], []
         return parsed, rest
 
 
@@ -36,6 +44,41 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        help="names that `shuzhai list` shows, or checkpoint folders; the first is loaded at once, "
+        f"the others when they are asked for (default: {', '.join(DEFAULT_MODELS)})",
+    )
+
+
+def add_server_address(parser: argparse.ArgumentParser) -> None:
+    """For commands that ask a running server."""
+    parser.add_argument(
+        "--url",
+        default=DEFAULT_URL,
+        metavar="URL",
+        help=f"of the server (default: {DEFAULT_URL})",
+    )
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="the server's key (or set SHUZHAI_API_KEY)"
+    )
+
+
+def duration(text: str) -> float | None:
+    """Seconds of 90, 30s, 5m, 1h or 2d; None of forever. For argparse."""
+    if text == "forever":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"a duration is 0, 30s, 5m, 1h or forever, and the like, not {text[:64]!r}"
+        )
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The group, for options of the engine that one command alone has."""
     group = parser.add_argument_group("engine")
@@ -44,7 +87,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: auto"
     )
     group.add_argument(
-        "--memory", metavar="SIZE", help="for weights and KV cache together, such as 8GiB"
+        "--memory",
+        metavar="SIZE",
+        help="for weights and KV cache, of all models together, such as 8GiB",
     )
     group.add_argument(
         "--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together"

@@ -6,8 +6,12 @@ not thread-safe: one thread owns it. Two engines may live in one process.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +23,16 @@ from shuzhai.checkpoint import CheckpointConfig
 from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.batch import Batch, BatchBuilder, PromptRows
 from shuzhai.engine.block_pool import BlockPool
-from shuzhai.engine.memory import MemoryPlan
+from shuzhai.engine.memory import (
+    MemoryNeed,
+    MemoryPlan,
+    allowed_length,
+    memory_budget,
+    memory_need,
+)
 from shuzhai.engine.picture_pool import Picture, PicturePool
 from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
-from shuzhai.engine.runner import Runner
+from shuzhai.engine.runner import Runner, available_bytes, element_sizes
 from shuzhai.engine.sampler import report_logprobs, sample
 from shuzhai.engine.scheduler import Scheduled, Scheduler
 from shuzhai.engine.sequence import Sequence
@@ -32,6 +42,7 @@ from shuzhai.errors import (
     OverloadedError,
     ShuzhaiError,
 )
+from shuzhai.models.weights import read_model_config
 
 # Prompt positions whose logits are made at a time: a row of a real vocabulary has 370 kB.
 _LOGIT_SLICE = 128
@@ -47,6 +58,40 @@ class EngineStats:
     num_free_blocks: int
     num_cached_prompt_tokens: int
     num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineForecast:
+    """What is known of an engine before it is loaded; max_model_len if memory does not limit it."""
+
+    max_model_len: int
+    need: MemoryNeed
+
+
+def forecast(checkpoint: CheckpointConfig, config: EngineConfig, folder: Path) -> EngineForecast:
+    """For a checkpoint folder; of its weights, the shapes are read at most."""
+    model = read_model_config(folder, checkpoint)
+    need = memory_need(model, config, element_sizes(model, config))
+    return EngineForecast(allowed_length(model.decoder, config), need)
+
+
+def budget_bytes(config: EngineConfig) -> int:
+    """What the engines of this process may take together, as the device is now."""
+    return memory_budget(config, available_bytes())
+
+
+def release_memory(*, collect: bool) -> None:
+    """Give the memory of engines that nobody refers to any more back to the system.
+
+    That is known for glibc alone: other C libraries decide for themselves what they keep.
+
+    collect  also of those that are part of a cycle, which stops all of Python for 0.1 s
+    """
+    if collect:
+        gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Engine:

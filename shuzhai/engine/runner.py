@@ -15,7 +15,7 @@ from torch import Tensor
 from shuzhai.checkpoint import CheckpointConfig
 from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.kv_cache import allocate_kv_cache
-from shuzhai.engine.memory import MemoryPlan, plan_memory
+from shuzhai.engine.memory import ElementSizes, MemoryPlan, plan_memory
 from shuzhai.kernels.cpu import CpuKernels
 from shuzhai.models.decoder import Decoder
 from shuzhai.models.internvl import InternVLEncoder
@@ -89,10 +89,8 @@ class Runner:
         plan = plan_memory(
             model,
             config,
-            available_bytes=psutil.virtual_memory().available,
-            weight_bytes=dtype.itemsize * num_parameters(model),
-            kv_element_bytes=dtype.itemsize,
-            activation_bytes=kernels.activation_dtype(dtype).itemsize,
+            available_bytes=available_bytes(),
+            sizes=element_sizes(model, config),
         )
         weights = load(dtype, device)
         decoder = Decoder(model.decoder, kernels, weights["decoder"])
@@ -117,6 +115,18 @@ class Runner:
         # A copy: the tiles are read-only, which a tensor cannot be.
         rows = self.encoder(torch.from_numpy(pixels.copy()).to(self.device))
         return rows.to(self.decoder.activation_dtype)
+
+
+def available_bytes() -> int:
+    """What the device has free now."""
+    return psutil.virtual_memory().available
+
+
+def element_sizes(model: ModelConfig, config: EngineConfig) -> ElementSizes:
+    """Sizes as this runner would load the model."""
+    dtype = choose_dtype(model, config)
+    activation = CpuKernels().activation_dtype(dtype)
+    return ElementSizes(dtype.itemsize * num_parameters(model), dtype.itemsize, activation.itemsize)
 
 
 def choose_dtype(model: ModelConfig, config: EngineConfig) -> torch.dtype:

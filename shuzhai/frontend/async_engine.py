@@ -113,6 +113,11 @@ class AsyncEngine:
         """Where the memory goes, in one line."""
         return self._engine.plan.line()
 
+    @property
+    def memory_bytes(self) -> int:
+        """All that is planned: weights, KV cache, pictures and workspace."""
+        return self._engine.plan.total_bytes
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
 

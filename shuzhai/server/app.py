@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -14,40 +16,48 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import ContextLengthError, InvalidRequestError
 from shuzhai.frontend.async_engine import AsyncEngine
-from shuzhai.frontend.content import read_messages
+from shuzhai.frontend.content import hold_pictures, read_messages
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
 from shuzhai.server.body import parse_object
 from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
-from shuzhai.server.errors import problem_of, without_secrets
+from shuzhai.server.errors import problem_of
+from shuzhai.server.model import ServedModel
 from shuzhai.server.pictures import PictureFetcher, RemotePicture, remote_pictures
-from shuzhai.server.registry import Registry, ServedModel
+from shuzhai.server.registry import Registry
 from shuzhai.server.replies import ChatFormat, CompletionFormat, Json, without_answer
-from shuzhai.server.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from shuzhai.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    ModelRequest,
+)
 from shuzhai.server.settings import CHAT_PATH, ServerConfig
 from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_gone
 
-Ask = TypeVar("Ask", bound=GenerationRequest)
+Ask = TypeVar("Ask", ChatRequest, CompletionRequest, ModelRequest)
 
 _PARSE_IN_THREAD_BYTES = 64 * 2**10
 _MAX_ECHOED_LOGPROBS = 65536
-# A step has a bounded number of tokens: even a slow CPU is through in a fraction of this.
-_STUCK_SECONDS = 180.0
-_PAGE_TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+_STATIC_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+    ".webp": "image/webp",
+    ".png": "image/png",
 }
 
 
 def create_app(
-    models: Sequence[ServedModel],
+    registry: Registry,
     config: ServerConfig | None = None,
     fetcher: PictureFetcher | None = None,
 ) -> FastAPI:
-    """The whole HTTP side. Engines are made and shut down by the caller."""
+    """The whole HTTP side. The registry is shut down by the caller."""
     config = config or ServerConfig()
     fetcher = fetcher or PictureFetcher(config.allowed_image_hosts)
     app = FastAPI(
@@ -55,12 +65,15 @@ def create_app(
         openapi_url=None,  # the interactive docs would load other people's code
         redirect_slashes=False,
     )
-    api = _Api(Registry(models), fetcher)
-    app.add_route("/", _page_file("index.html"), methods=["GET"])
-    for name in _PAGE_TYPES:
-        app.add_route(f"/static/{name}", _page_file(name), methods=["GET"])
+    api = _Api(registry, fetcher)
+    page = dict(_static_files(files("shuzhai.server") / "static"))
+    app.add_route("/", _static_file(*page["index.html"]), methods=["GET"])
+    for name, (content, media_type) in page.items():
+        app.add_route(f"/static/{name}", _static_file(content, media_type), methods=["GET"])
     app.add_route("/health", api.health, methods=["GET"])
     app.add_route("/v1/models", api.list_models, methods=["GET"])
+    app.add_route("/v1/models/load", api.load_model, methods=["POST"])
+    app.add_route("/v1/models/unload", api.unload_model, methods=["POST"])
     app.add_route("/v1/models/{name:path}", api.show_model, methods=["GET"])
     app.add_route(CHAT_PATH, api.chat_completions, methods=["POST"])
     app.add_route("/v1/completions", api.completions, methods=["POST"])
@@ -73,14 +86,21 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     return error_response(problem_of(error))
 
 
-def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    """A route that serves one file of the page, read once: no path of a request meets the disk."""
-    content = (files("shuzhai.server") / "static" / name).read_bytes()
+def _static_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, tuple[bytes, str]]]:
+    """Path, content and type of each file of the page, read once: no path that a request names
+    meets the disk."""
+    for file in folder.iterdir():
+        suffix = PurePosixPath(file.name).suffix
+        if file.is_dir():
+            yield from _static_files(file, f"{prefix}{file.name}/")
+        elif suffix in _STATIC_TYPES:
+            yield prefix + file.name, (file.read_bytes(), _STATIC_TYPES[suffix])
 
+
+def _static_file(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     async def serve(request: Request) -> Response:
-        return Response(
-            content, media_type=_PAGE_TYPES[name], headers={"cache-control": "no-cache"}
-        )
+        headers = {"cache-control": "no-cache"}
+        return Response(content, media_type=media_type, headers=headers)
 
     return serve
 
@@ -95,27 +115,45 @@ class _Api:
         self._parsing = asyncio.Lock()
 
     async def health(self, request: Request) -> Response:
-        """200 only if every engine thread lives and gets on with its steps."""
+        """503 if a step hangs, or if no model is there to be used: all that were tried have failed.
+
+        Less is not told by the status: a model that failed is tried again by its next request, and
+        the others do without it.
+        """
         models = self._registry.models
-        for model in models:
-            if (fault := _fault(model.engine)) is not None:
-                return JSONResponse({"model": model.name, **fault}, 503)
-        stats = [model.engine.stats() for model in models]
+        faults = [(m.name, fault) for m in models if (fault := m.fault()) is not None]
+        stuck = [(name, fault) for name, fault in faults if fault["status"] == "stuck"]
+        if stuck or len(faults) == len(models):
+            name, fault = (stuck or faults)[0]
+            return JSONResponse({"model": name, **fault}, 503)
+        stats = [m.engine.stats() for m in models if m.engine is not None]
         return JSONResponse(
             {
                 "status": "ok",
-                "model": models[0].name,
                 "running": sum(s.num_running for s in stats),
                 "waiting": sum(s.num_waiting for s in stats),
+                "models": {m.name: m.state for m in models},
             }
         )
 
     async def list_models(self, request: Request) -> Response:
-        data = [_model_json(model) for model in self._registry.models]
+        data = [_shown(model) for model in self._registry.models]
         return JSONResponse({"object": "list", "data": data})
 
     async def show_model(self, request: Request) -> Response:
-        return JSONResponse(_model_json(self._registry.find(request.path_params["name"])))
+        return JSONResponse(_shown(self._registry.find(request.path_params["name"])))
+
+    async def load_model(self, request: Request) -> Response:
+        """Answers when the model is loaded. The client that leaves before does not end the load."""
+        name = (await self._read(request, ModelRequest)).model
+        use = self._registry.use(name, request.state.leaving, is_patient=True)
+        model, _ = await unless_gone(request.receive, use)
+        return JSONResponse(_shown(model))
+
+    async def unload_model(self, request: Request) -> Response:
+        """Answers when the memory is free. There is no forcing it: 409 while requests use it."""
+        name = (await self._read(request, ModelRequest)).model
+        return JSONResponse(_shown(await self._registry.unload(name)))
 
     async def chat_completions(self, request: Request) -> Response:
         # An answer may take minutes: what was read is in no variable here that would keep it.
@@ -131,28 +169,33 @@ class _Api:
 
     async def _begin_chat(self, request: Request, ask: ChatRequest) -> Response:
         model = self._registry.find(ask.model)
-        params = ask.sampling(model.engine.processor.default_sampling)
-        messages, remote = await asyncio.to_thread(_prepare, ask)
+        _check_sampling(ask, model)
+        messages, remote = await asyncio.to_thread(_prepare, ask, model)
+        model, engine = await self._registry.use(ask.model, request.state.leaving)
+        params = ask.sampling(engine.processor.default_sampling)
         ask = ask.model_copy(update={"messages": []})
         if remote:
-            _check_sees(model)
+            _check_sees(model)  # which may be known only now
             messages = await self._fetcher.fetch(messages, remote, request.state.held)
-        prompt = await model.engine.encode_chat(messages)
+        prompt = await engine.encode_chat(messages)
         del messages, remote
         request.state.held.release()
         salt = cache_salt(request.state.tenant, ask.cache_salt)
-        pieces = merge([model.engine.generate(prompt, params, cache_salt=salt)], params.n)
+        pieces = merge([engine.generate(prompt, params, cache_salt=salt)], params.n)
         return await _begin(ask, Answering(pieces, ChatFormat(ask.logprobs), model.name, params.n))
 
     async def _begin_completions(self, request: Request, ask: CompletionRequest) -> Response:
-        model = self._registry.find(ask.model)
-        params = ask.sampling(model.engine.processor.default_sampling)
-        prompts = await _encode_all(model, ask)
+        _check_sampling(ask, self._registry.find(ask.model))
+        texts = await asyncio.to_thread(ask.prompts)
+        model, engine = await self._registry.use(ask.model, request.state.leaving)
+        params = ask.sampling(engine.processor.default_sampling)
+        prompts = await _encode_all(engine, texts)
+        del texts
         ask = ask.model_copy(update={"prompt": ""})
         request.state.held.release()
         _check_echo(ask, prompts)
         salt = cache_salt(request.state.tenant, ask.cache_salt)
-        streams = [model.engine.generate(p, params, cache_salt=salt) for p in prompts]
+        streams = [engine.generate(p, params, cache_salt=salt) for p in prompts]
         pieces = merge(streams, params.n)
         if ask.is_echo_only:
             pieces = _without_answers(pieces)
@@ -180,18 +223,33 @@ def _parse(body: bytes, kind: type[Ask]) -> Ask:
     return kind.parse(parse_object(body))
 
 
-def _prepare(ask: ChatRequest) -> tuple[list[Json], list[RemotePicture]]:
-    """The messages for the frontend, and which pictures of them are to be fetched before."""
+def _prepare(ask: ChatRequest, model: ServedModel) -> tuple[list[Json], list[RemotePicture]]:
+    """The messages for the frontend, and which pictures of them are to be fetched before.
+
+    No model is loaded for what will be refused.
+    """
     messages = ask.plain_messages()
     remote = remote_pictures(messages)
-    if remote:
-        read_messages(messages)  # what will be refused is not fetched for
+    read_messages(messages)
+    if hold_pictures(messages):
+        _check_sees(model)
     return messages, remote
 
 
+def _check_sampling(ask: GenerationRequest, model: ServedModel) -> None:
+    """No model is loaded for values that none of its defaults can mend."""
+    params = ask.sampling(SamplingParams())
+    wanted, limit = max(params.max_tokens or 1, params.min_tokens), model.facts.max_model_len
+    if limit is not None and wanted > limit:
+        raise ContextLengthError(
+            f"{wanted} tokens of answer are more than the context of {limit} tokens; ask for fewer",
+            "max_tokens" if params.max_tokens else "min_tokens",
+        )
+
+
 def _check_sees(model: ServedModel) -> None:
-    """Nothing is fetched for a model that cannot see it."""
-    if model.engine.processor.image_spec is None:
+    """Nothing is fetched for a model that is known not to see it."""
+    if model.is_blind:
         raise InvalidRequestError(
             f"{model.name} reads text only; choose a vision model for pictures", param="messages"
         )
@@ -205,10 +263,11 @@ async def _begin(ask: GenerationRequest, answering: Answering) -> Response:
     return EventStream(answering, include_usage=options is not None and options.include_usage)
 
 
-async def _encode_all(model: ServedModel, ask: CompletionRequest) -> list[EncodedPrompt]:
-    engine = model.engine
+async def _encode_all(
+    engine: AsyncEngine, prompts: Sequence[str | list[int]]
+) -> list[EncodedPrompt]:
     encoded = []
-    for prompt in await asyncio.to_thread(ask.prompts):
+    for prompt in prompts:
         if isinstance(prompt, str):
             encoded.append(await engine.encode_text(prompt))
         else:
@@ -242,23 +301,5 @@ def cache_salt(tenant: bytes, wish: str) -> bytes:
     return hashlib.sha256(len(tenant).to_bytes(1) + tenant + wish.encode("utf-8")).digest()
 
 
-def _fault(engine: AsyncEngine) -> Json | None:
-    """What is wrong with an engine, if anything is."""
-    if not engine.is_alive:
-        return {"status": "dead", "cause": without_secrets(engine.cause_of_death or "unknown")}
-    if (seconds := engine.step_seconds) >= _STUCK_SECONDS:
-        return {"status": "stuck", "cause": f"a step has taken {seconds:.0f} s"}
-    return None
-
-
-def _model_json(model: ServedModel) -> Json:
-    spec = model.engine.processor.image_spec
-    pictures = [] if spec is None else ["image", "video"] if spec.has_video else ["image"]
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "shuzhai",
-        "max_model_len": model.engine.processor.max_model_len,
-        "input_modalities": ["text", *pictures],
-    }
+def _shown(model: ServedModel) -> Json:
+    return model.json(asyncio.get_running_loop().time())

@@ -1,13 +1,14 @@
 """The HTTP boundary: an ASGI middleware that lets in what the guard passes and answers every error.
 
-The one place of the server that catches every exception. What goes wrong before the first byte
-becomes a status with an error object; in the middle of an event stream, a last event.
+The one place of the server that catches every exception of a request. What goes wrong before the
+first byte becomes a status with an error object; in the middle of an event stream, a last event.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -73,13 +74,16 @@ class Boundary:
         limit, held = self._config.body_limit(path), HeldBytes(self._budget)
         body = BoundedBody(receive, self._config, limit, held, expected=_may_have_body(scope))
         reply = _Reply(send, body)
+        # What a request holds until it is over, however it ends: `state.leaving` gives it back.
+        leaving = ExitStack()
+        leaving.callback(held.release)
         try:
             reply.cors_origin = self._guard.allowed_origin(scope)
             tenant = self._guard.check(scope)
             if scope["method"] == "OPTIONS" and reply.cors_origin:
                 await _preflight()(scope, body.receive, reply.send)
                 return
-            scope.setdefault("state", {}).update(tenant=tenant, held=held)
+            scope.setdefault("state", {}).update(tenant=tenant, held=held, leaving=leaving)
             await self._app(scope, body.receive, reply.send)
         except ClientGoneError:
             return
@@ -87,7 +91,7 @@ class Boundary:
             held.release()
             await self._answer_error(error, scope, reply)
         finally:
-            held.release()
+            leaving.close()
 
     async def _answer_error(self, error: Exception, scope: Scope, reply: _Reply) -> None:
         problem = problem_of(error)

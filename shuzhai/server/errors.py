@@ -7,7 +7,7 @@ A reply never tells what the client need not know: messages of errors that are n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ from shuzhai.errors import (
 
 MAX_MESSAGE_CHARS = 600
 RETRY_AFTER_SECONDS = 2
+# The same where a download is under way.
+FETCH_RETRY_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,78 @@ def problem_of(error: Exception) -> Problem:
     return Problem(row.status, row.type, code, row.message or str(error), param, row.headers)
 
 
-def without_secrets(cause: str) -> str:
-    """A fault's text for everybody's eyes: one line, no paths, no addresses in memory."""
-    line = cause.partition("\n")[0][:MAX_MESSAGE_CHARS]
+SHUTTING_DOWN = Problem(
+    503, "server_error", "shutting_down", "The server is shutting down; ask when it is back."
+)
+
+# What a client may do about a model that cannot be loaded; all else is for the operator.
+_LOAD_CODES: Mapping[type[ShuzhaiError], tuple[int, str]] = {
+    DownloadError: (503, "model_not_available"),
+    MemoryBudgetError: (503, "model_does_not_fit"),
+    CheckpointError: (500, "model_damaged"),
+    ConfigError: (500, "model_options_invalid"),
+    ModelNotFoundError: (500, "model_damaged"),
+}
+
+
+def load_problem(name: str, error: ShuzhaiError, secrets: Iterable[str] = ()) -> Problem:
+    """How to answer the requests for a model whose load failed. The operator chose the model, and
+    the page shows why it does not come: the error's own words, but for without_secrets."""
+    if type(error) not in _LOAD_CODES:
+        return problem_of(error)
+    status, code = _LOAD_CODES[type(error)]
+    message = f"{name} could not be loaded: {without_secrets(str(error), secrets)}"
+    return Problem(status, "server_error", code, message, param="model")
+
+
+def models_busy(name: str, seconds: float) -> Problem:
+    """The memory is held by other models, which had no pause for so long."""
+    return Problem(
+        503,
+        "server_error",
+        "models_busy",
+        f"There is no memory for {name} while other models are in use, and they have been for "
+        f"{seconds:.0f} seconds. Try again later, or start the server with more --memory.",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def still_fetched(name: str, status: str, share: float | None) -> Problem:
+    """A model that is not on this machine yet, and what comes of it."""
+    far = "" if share is None else f", {share:.0%}"
+    return Problem(
+        503,
+        "server_error",
+        "model_loading",
+        f"{name} is still being fetched ({status}{far}), which goes on. Try again later.",
+        param="model",
+        headers={"Retry-After": str(FETCH_RETRY_SECONDS)},
+    )
+
+
+def still_leaving(name: str, seconds: float) -> Problem:
+    """A model is unloaded, or its load stopped, and that is not through after so long."""
+    return Problem(
+        503,
+        "server_error",
+        "model_leaving",
+        f"{name} is being unloaded and has not ended for {seconds:.0f} seconds; its memory cannot "
+        "be had before. Try again later; if it never ends, start the server again.",
+        param="model",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def without_secrets(cause: str, secrets: Iterable[str] = ()) -> str:
+    """A fault's text for everybody's eyes: one line, no paths, no addresses in memory.
+
+    `secrets` are paths that are known, whatever they look like; for others there is a pattern.
+    """
+    line = cause.partition("\n")[0]
+    spellings = {each for path in secrets for each in (path, path.replace("\\", "\\\\"))}
+    for path in sorted(spellings, key=len, reverse=True):
+        line = line.replace(path, "(path)")
+    line = line[:MAX_MESSAGE_CHARS]
     line = re.sub(r"0x[0-9a-fA-F]+", "0x...", line)
     return re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:'\"]+){2,}", "(path)", line)
 

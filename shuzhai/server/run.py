@@ -9,16 +9,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from shuzhai.errors import ConfigError
-from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.server.connection import MAX_HEAD_BYTES, WatchedProtocol
+from shuzhai.server.registry import Registry
 
 _STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":
@@ -51,6 +52,30 @@ def listen(sock: socket.socket) -> None:
         raise _cannot_bind(host, port, error) from None
 
 
+@contextmanager
+def stop_signals_end(task: asyncio.Task[Any]) -> Iterator[None]:
+    """What SIGTERM does before a server has handlers of its own, and after: it cancels the task.
+
+    Ctrl+C does that by itself. For the thread of the event loop.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(sig: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    try:
+        numbers = [number for number in _STOP_SIGNALS if number != signal.SIGINT]
+        previous = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:  # not the main thread: nobody sends it signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _cannot_bind(host: str, port: int, error: OSError | OverflowError) -> ConfigError:
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return ConfigError(
@@ -63,14 +88,14 @@ def _cannot_bind(host: str, port: int, error: OSError | OverflowError) -> Config
 class PoliteServer(uvicorn.Server):
     """uvicorn that lets running answers finish. A second signal ends it at once.
 
-    The engines are shut down with the server. `say` gets a line for the terminal when that takes
+    The models are shut down with the server. `say` gets a line for the terminal when that takes
     time.
     """
 
     def __init__(
         self,
         app: FastAPI,
-        engines: Sequence[AsyncEngine],
+        registry: Registry,
         *,
         drain_seconds: float = 10.0,
         say: Callable[[str], None] | None = None,
@@ -94,7 +119,7 @@ class PoliteServer(uvicorn.Server):
                 timeout_graceful_shutdown=2,
             )
         )
-        self._engines = engines
+        self._registry = registry
         self._drain_seconds = drain_seconds
         self._say = say
 
@@ -120,9 +145,9 @@ class PoliteServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        if self._say is not None and any(e.stats().num_running for e in self._engines):
+        if self._say is not None and any(model.num_holds for model in self._registry.models):
             self._say("Stopping: running answers may finish. Ctrl+C again stops at once.")
         # What is cut off below is meant to be: uvicorn would log it as a fault.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        await asyncio.gather(*(e.shutdown(self._drain_seconds) for e in self._engines))
+        await self._registry.shutdown(self._drain_seconds)
         await super().shutdown(sockets)

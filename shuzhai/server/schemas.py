@@ -53,6 +53,21 @@ _SAMPLING_FIELDS = tuple(
 )
 
 
+class ModelRequest(BaseModel):
+    """POST /v1/models/load and /v1/models/unload"""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str | None = None
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -160,7 +160,7 @@ def test_what_cannot_run_is_refused_before_it_is_queued(tiny_folder: Path) -> No
 
 def test_a_context_larger_than_the_pool_is_cut_or_refused(tiny_folder: Path) -> None:
     assert load(tiny_folder, num_blocks=4, block_size=8).max_model_len == 32
-    with pytest.raises(MemoryBudgetError, match="32 tokens"):
+    with pytest.raises(ConfigError, match="32 tokens"):
         load(tiny_folder, num_blocks=4, block_size=8, max_model_len=33)
     with pytest.raises(MemoryBudgetError, match="give memory="):
         load(tiny_folder, memory="100KB")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shuzhai.config import ImageSpec
+from shuzhai.engine.memory import MemoryNeed
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
 from shuzhai.frontend.outputs import Delta, EncodedPrompt, Logprob, Usage
+from shuzhai.hub.progress import Progress
+from shuzhai.server.loading import LoadProgress
+from shuzhai.server.source import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class FakeEngine:
         self.failure: Exception = EngineDeadError("boom at 0x7f00 in /secret/path.py")
         self.refuse: Exception | None = None
         self.cause_of_death: str | None = None
+        self.memory_bytes = 1
+        self.plan_line = "all of it"
         self.step_seconds = 0.0
         self.running = 0
         self.num_started = 0
@@ -160,3 +167,79 @@ class FakeEngine:
                     await asyncio.sleep(0.01)
         except TimeoutError:
             return
+
+
+class GivenSource:
+    """One engine, that the test has made; it is loaded as often as it is asked for."""
+
+    def __init__(self, name: str, engine: Any) -> None:
+        self.name = name
+        self.aliases = (f"{name}-folder",)
+        self.secrets = ()
+        self.engine = engine
+
+    def look(self) -> ModelFacts:
+        return ModelFacts(("text",), self.engine.processor.max_model_len, MemoryNeed(1, 1, 1))
+
+    def fetch(self, progress: Progress) -> ModelFacts:
+        return self.look()
+
+    def load(self, memory_bytes: int, progress: LoadProgress) -> Any:
+        return self.engine
+
+
+class FakeSource:
+    """A model of a size, whose fetches and loads are steered by hand.
+
+    need         least, good and most bytes
+    may_fetch, may_load   cleared: those threads wait for it
+    fetch_error, load_error   raised there
+    num_fetched_bytes   that come before a fetch waits, of size_bytes
+    """
+
+    def __init__(self, name: str, *need: int) -> None:
+        self.name = name
+        self.aliases: tuple[str, ...] = ()
+        self.secrets: tuple[str, ...] = ()
+        self.need = MemoryNeed(*need) if need else MemoryNeed(10, 10, 10)
+        self.may_fetch, self.may_load = threading.Event(), threading.Event()
+        self.may_fetch.set()
+        self.may_load.set()
+        self.fetch_error: Exception | None = None
+        self.load_error: Exception | None = None
+        self.loading = threading.Event()
+        self.engines: list[FakeEngine] = []
+        self.granted: list[int] = []
+        self.num_fetches = 0
+        self.num_fetched_bytes = 25
+        self.size_bytes: int | None = 100
+
+    @property
+    def engine(self) -> FakeEngine:
+        return self.engines[-1]
+
+    def look(self) -> ModelFacts:
+        return ModelFacts(("text",), 256, self.need)
+
+    def fetch(self, progress: Progress) -> ModelFacts:
+        self.num_fetches += 1
+        progress.begin(f"Downloading {self.name}", self.size_bytes)
+        progress.advance(self.num_fetched_bytes)
+        while not self.may_fetch.wait(0.01):
+            progress.advance(0)
+        if self.fetch_error is not None:
+            raise self.fetch_error.with_traceback(None)  # as new: the test may raise it again
+        return self.look()
+
+    def load(self, memory_bytes: int, progress: LoadProgress) -> Any:
+        self.loading.set()
+        while not self.may_load.wait(0.01):
+            progress.loaded(0.5)
+        self.loading.clear()
+        if self.load_error is not None:
+            raise self.load_error.with_traceback(None)
+        engine = FakeEngine(f"I am {self.name}")
+        engine.memory_bytes = memory_bytes
+        self.granted.append(memory_bytes)
+        self.engines.append(engine)
+        return engine

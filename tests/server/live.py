@@ -17,9 +17,10 @@ from openai import OpenAI
 from shuzhai.server.app import create_app
 from shuzhai.server.connection import WatchedProtocol
 from shuzhai.server.pictures import PictureFetcher
-from shuzhai.server.registry import ServedModel
+from shuzhai.server.registry import Registry
 from shuzhai.server.run import PoliteServer, bind, listen
 from shuzhai.server.settings import ServerConfig
+from tests.server.fakes import GivenSource
 
 
 class HastyProtocol(WatchedProtocol):
@@ -101,15 +102,32 @@ def live_server(
     names: Sequence[str] = ("tiny",),
     fetcher: PictureFetcher | None = None,
 ) -> Iterator[Live]:
-    models = [
-        ServedModel(name, engine, 1700000000, aliases=(f"{name}-folder",))
-        for name, engine in zip(names, engines, strict=True)
-    ]
-    app = create_app(models, config, fetcher)
-    server = PoliteServer(app, engines, drain_seconds=1, protocol=protocol)
+    """A server whose models are these engines, loaded."""
+    sources = [GivenSource(n, e) for n, e in zip(names, engines, strict=True)]
+    with live_registry(Registry(sources, 2**40), config, protocol, fetcher, load=True) as live:
+        yield live
+
+
+@contextmanager
+def live_registry(
+    registry: Registry,
+    config: ServerConfig | None = None,
+    protocol: type[WatchedProtocol] = WatchedProtocol,
+    fetcher: PictureFetcher | None = None,
+    *,
+    load: bool = False,
+) -> Iterator[Live]:
+    app = create_app(registry, config, fetcher)
+    server = PoliteServer(app, registry, drain_seconds=1, protocol=protocol)
     sock = bind("127.0.0.1", 0)
     listen(sock)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+
+    async def serve() -> None:
+        for model in registry.models if load else ():
+            await registry.load(model.name)
+        await server.serve([sock])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     live = Live(sock.getsockname()[1])
     try:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from shuzhai.server.app import create_app
-from shuzhai.server.registry import ServedModel
+from shuzhai.server.registry import Registry
 from shuzhai.server.settings import ServerConfig
-from tests.server.fakes import FakeEngine
+from tests.server.fakes import FakeEngine, GivenSource
 from tests.server.live import Live, live_server
 
 CHAT = "/v1/chat/completions"
@@ -98,7 +98,7 @@ def test_origin(named: Live, origin: str, status: int) -> None:
 
 def test_every_route_but_the_page_needs_the_key() -> None:
     with live_server([FakeEngine()], ServerConfig(api_keys=("s3cret", "other"))) as live:
-        app = create_app([ServedModel("tiny", FakeEngine(), 0)])
+        app = create_app(Registry([GivenSource("tiny", FakeEngine())], 100))
         paths = {route.path.replace("{name:path}", "tiny") for route in app.routes}
         assert len(paths) >= 9
         open_paths = {"/", "/health"} | {path for path in paths if path.startswith("/static/")}

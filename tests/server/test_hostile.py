@@ -8,16 +8,22 @@ import re
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shuzhai import errors
-from shuzhai.errors import InvalidRequestError, OverloadedError, ShuzhaiError
-from shuzhai.server.errors import TABLE, problem_of, without_secrets
+from shuzhai.config import EngineConfig, Environment
+from shuzhai.errors import CheckpointError, InvalidRequestError, OverloadedError, ShuzhaiError
+from shuzhai.hub.progress import SilentProgress
+from shuzhai.server.errors import TABLE, load_problem, problem_of, without_secrets
+from shuzhai.server.model import ServedModel
 from shuzhai.server.settings import ServerConfig
+from shuzhai.server.source import CheckpointSource
 from tests.server.fakes import FakeEngine
 from tests.server.live import Live, live_server, parse, read_all, wait_until
+from tests.support.tiny import write_checkpoint
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hi"}]}
@@ -281,6 +287,32 @@ def test_messages_are_short_and_can_be_sent() -> None:
     problem = problem_of(InvalidRequestError("\ud800" + "x" * 10**6))
     assert len(json.dumps(problem.body(), ensure_ascii=False).encode("utf-8")) < 1000
     assert without_secrets("C:\\Users\\me\\x.py: and/or 1/2") == "(path): and/or 1/2"
+    for path in ("models/big", "/home/me/my models/big", "D:\\my models\\big", "./x y/big"):
+        for message in (f"{path}/config.json is bad", f"no {path!r}", "x" * 595 + path):
+            shown = without_secrets(message, ["/home/me", path])
+            assert "my models" not in shown
+            assert "big" not in shown
+            assert "x y" not in shown
+
+
+def test_the_paths_of_a_model_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my models").mkdir()
+    folder = write_checkpoint(tmp_path / "my models" / "big")
+    (tmp_path / "link dir").symlink_to(tmp_path / "my models")
+    (folder / "config.json").write_text("{")
+    home = Environment.read({"SHUZHAI_HOME": str(tmp_path / "a home")})
+    for given in ("my models/big", "./my models/big/", str(folder), "link dir/big"):
+        source = CheckpointSource(given, EngineConfig(device="cpu"), home)
+        with pytest.raises(CheckpointError) as caught:
+            source.fetch(SilentProgress())
+        model = ServedModel(source)
+        message = load_problem(model.name, caught.value, source.secrets).message or ""
+        assert message.startswith("big could not be loaded: (path)")
+        for word in ("my models", "link dir", "a home", str(tmp_path)):
+            assert word not in message
+        assert model.public(f"in {tmp_path / 'a home' / 'models'}: full") == "in (path): full"
+        assert model.public("and/or, a / b, big") == "and/or, a / b, big"
 
 
 def test_a_big_bad_body_does_not_stop_others(live: Live, engine: FakeEngine) -> None:

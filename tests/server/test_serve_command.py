@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import socket
@@ -11,23 +12,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shuzhai.cli import serve
+from shuzhai.cli.options import Parser
 from shuzhai.config import Environment
-from shuzhai.errors import ConfigError
+from shuzhai.errors import (
+    ConfigError,
+    ModelNotFoundError,
+)
 from shuzhai.server.run import bind, listen
 from shuzhai.server.settings import ServerConfig
 from tests.server.live import Live
+from tests.support.tiny import write_checkpoint
 
 MAIN = """
-import argparse, sys
+import sys
 from shuzhai.cli import serve
-parser = argparse.ArgumentParser()
+from shuzhai.cli.options import Parser
+parser = Parser()
 serve.add_parser(parser.add_subparsers())
 args = parser.parse_args(sys.argv[1:])
 sys.exit(args.run(args))
@@ -39,7 +47,7 @@ def environment(**variables: str) -> Environment:
 
 
 def printed(config: ServerConfig, port: int = 6006, **variables: str) -> str:
-    lines = serve.announcement(config, port, "tiny", environment(**variables), "1 GiB of all")
+    lines = serve.announcement(config, port, ["tiny"], environment(**variables), 2**30)
     return "\n".join(line.plain for line in lines)
 
 
@@ -47,9 +55,17 @@ def test_what_is_printed() -> None:
     text = printed(ServerConfig())
     assert "tiny at http://127.0.0.1:6006" in text
     assert "http://127.0.0.1:6006/v1" in text
-    assert "1 GiB of all" in text
     assert "ssh" not in text
     assert "Warning" not in text
+
+
+def test_what_is_printed_of_several_models() -> None:
+    names = ["a", "b", "c"]
+    lines = serve.announcement(ServerConfig(), 6006, names, environment(), 3 * 2**30)
+    text = "\n".join(line.plain for line in lines)
+    assert "Ready: a, b, c at http" in text
+    assert "loaded when they are asked for, all within 3.00 GiB" in text
+    assert "shuzhai ps" in text
 
 
 def test_the_tunnel_line() -> None:
@@ -116,7 +132,7 @@ def test_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     serve.add_parser(parser.add_subparsers())
     args = parser.parse_args(["serve"])
-    assert (args.host, args.port, args.model) == ("127.0.0.1", 6006, None)
+    assert (args.host, args.port, args.models) == ("127.0.0.1", 6006, [])
     args = parser.parse_args(["serve", "m", "--api-key", "a", "--api-key", "b", "--port", "0"])
     assert (args.api_key, args.port, args.run) == (["a", "b"], 0, serve.run)
     hosts = ["--allowed-image-host", "a.example", "--allowed-image-host", "b.example:8080"]
@@ -128,12 +144,52 @@ def test_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
         assert "a port is a number from 0 to 65535" in capsys.readouterr().err
 
 
+def parsed(*words: str) -> argparse.Namespace:
+    parser = Parser()
+    serve.add_parser(parser.add_subparsers())
+    return parser.parse_args(["serve", *words])
+
+
+def test_several_models_on_the_command_line() -> None:
+    assert parsed("a", "b", "--port", "1", "c").models == ["a", "b", "c"]
+    assert parsed("--port", "1", "a", "--memory", "1GiB").models == ["a"]
+    with pytest.raises(SystemExit):
+        parsed("a", "--port", "1", "b", "--nix")
+    for models in ([], ["a", "b"]):
+        for option in ("--served-model-name", "--chat-template"):
+            with pytest.raises(ConfigError, match=f"{option} is for one model"):
+                serve.run(parsed(*models, option, "chatml"))
+    with pytest.raises(ModelNotFoundError, match="no model is named 'nix'"):
+        serve.run(parsed("smollm2-135m", "nix"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("30s", 30), ("5m", 300), ("1.5h", 5400), ("2d", 172800)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parsed("--keep-alive", text).keep_alive == seconds
+
+
+def test_what_is_no_duration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed().keep_alive is None
+    assert parsed("--keep-alive", "forever").keep_alive is None
+    for text in ("", "-1", "5 m", "m", "1e9", "inf", "nan", "1h30m"):
+        with pytest.raises(SystemExit):
+            parsed("--keep-alive", text)
+        assert "a duration is" in capsys.readouterr().err
+
+
 @contextmanager
-def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Live]]:
+def served(
+    folder: Path | None, *options: str, variables: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Live]]:
     """The command in a process of its own, once it says that it is ready."""
-    command = [sys.executable, "-W", "error", "-c", MAIN, "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-W", "error", "-c", MAIN, "serve", "--port", "0"]
+    command += [] if folder is None else [str(folder)]
     process = subprocess.Popen(
         [*command, "--device", "cpu", "--dtype", "float32", *options],
+        env={**os.environ, **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -217,3 +273,90 @@ def test_a_second_signal_ends_at_once(tiny_folder: Path) -> None:
         assert process.returncode == 1
         assert "Traceback" not in output
         blocked.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_signal_while_a_model_is_fetched(
+    tiny_folder: Path, tmp_path: Path, is_first: bool, number: signal.Signals
+) -> None:
+    """From an index that takes the connection and says nothing. pip ends with the server."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        variables = {"SHUZHAI_HOME": str(tmp_path), "PIP_INDEX_URL": index, "PIP_RETRIES": "0"}
+        variables |= {"PIP_TIMEOUT": "99", "PIP_CONFIG_FILE": os.devnull, "no_proxy": "127.0.0.1"}
+        if is_first:
+            command = [sys.executable, "-c", MAIN, "serve", "smollm2-135m", "--port", "0"]
+            process = subprocess.Popen(
+                command, env={**os.environ, **variables}, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            with silent.accept()[0]:
+                pips = psutil.Process(process.pid).children(recursive=True)
+                process.send_signal(number)
+                began = time.monotonic()
+                output, errors = process.communicate(timeout=30)
+            assert "Exception" not in errors
+            is_polite = number == signal.SIGTERM
+            assert (process.returncode == 0) == is_polite
+            assert output.strip().endswith("Stopped.") == is_polite
+        else:
+            with served(tiny_folder, "smollm2-135m", variables=variables) as (process, live):
+                asking = start_load(live, "smollm2-135m")
+                with silent.accept()[0]:
+                    pips = psutil.Process(process.pid).children(recursive=True)
+                    process.send_signal(number)
+                    began = time.monotonic()
+                    output, _ = process.communicate(timeout=30)
+                asking.join()
+                assert process.returncode == 0
+                assert output.strip().endswith("Stopped.")
+                assert "Traceback" not in output
+        assert time.monotonic() - began < 6
+        assert pips
+        assert psutil.wait_procs(pips, timeout=2)[1] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_terminal_that_goes_away(tiny_folder: Path, tmp_path: Path) -> None:
+    """As in `shuzhai serve | head`: the server goes on, and ends well."""
+    other = write_checkpoint(tmp_path / "other")
+    with served(tiny_folder, str(other)) as (process, live):
+        assert process.stdout is not None
+        process.stdout.close()
+        for call in ("load", "unload", "load"):
+            assert live.post(f"/v1/models/{call}", {"model": "other"})[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def start_load(live: Live, name: str) -> threading.Thread:
+    def ask() -> None:
+        status, body = live.post("/v1/models/load", {"model": name})
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_without_a_name_and_without_a_network(tmp_path: Path) -> None:
+    """The text demo says why it is not there; the others are."""
+    variables = {
+        "SHUZHAI_HOME": str(tmp_path),
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    with served(None, variables=variables) as (_, live):
+        status, _, body = live.ask("GET", "/v1/models")
+        text, *seeing = json.loads(body)["data"]
+        assert (text["id"], text["state"]) == ("smollm2-135m", "failed")
+        assert "could not be loaded: pip could not fetch" in text["status"]
+        assert [model["state"] for model in seeing] == ["loaded", "unloaded"]
+        status, answer = live.post("/v1/models/load", {"model": "smollm2-135m"})
+        assert (status, answer["error"]["code"]) == (503, "model_not_available")
+        assert live.ask("GET", "/health")[0] == 200
+        status, model = live.post("/v1/models/load", {"model": seeing[1]["id"]})
+        assert (status, model["state"]) == (200, "loaded")
