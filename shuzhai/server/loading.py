@@ -109,10 +109,12 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             result = call()
-        # Whatever goes wrong in the thread must reach the one who waits for it.
-        except Exception as error:
+        # Whatever goes wrong in the thread must reach the one who waits for it: also a panic of a
+        # library in Rust, which is no Exception and must not end the event loop.
+        except BaseException as error:
             _clear_frames(error)
-            future.set_exception(error)
+            is_usual = isinstance(error, Exception)
+            future.set_exception(error if is_usual else RuntimeError(repr(error)))
         else:
             future.set_result(result)
 

@@ -258,11 +258,13 @@ class Registry:
                 other.facts = await asyncio.to_thread(other.source.look)
         await self._make_room(model, progress)
         try:
+            if self._one_load.locked():
+                progress.begin("Waiting for another model to load", None)
             async with self._one_load:
                 progress.loaded(0.0)
                 load = partial(model.source.load, model.memory_bytes, progress)
                 engine = await in_daemon_thread(load)
-            if self._closing.is_set():
+            if self._closing.is_set() or (progress.is_stopped and not model.num_holds):
                 await engine.shutdown()
                 raise LoadStoppedError
             model.engine, model.memory_bytes = engine, engine.memory_bytes
@@ -276,6 +278,8 @@ class Registry:
     async def _fetch(self, model: ServedModel, progress: LoadProgress) -> ModelFacts:
         """Who stops it does not wait for the thread, which may hang in a network for long; it ends
         when it next tells its progress."""
+        if progress.is_stopped:
+            raise LoadStoppedError
         call = partial(model.source.fetch, progress)
         work = asyncio.ensure_future(in_daemon_thread(call))
         try:

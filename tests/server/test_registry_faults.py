@@ -397,3 +397,16 @@ def test_whether_anything_has_come() -> None:
     here = LoadProgress()
     here.loaded(0.0)
     assert here.has_come
+
+
+def test_a_panic_in_a_load_reaches_the_one_who_waits() -> None:
+    """Libraries in Rust raise what is no Exception; unseen, it would keep every later load out."""
+
+    class PanicError(BaseException):
+        pass
+
+    def panic() -> None:
+        raise PanicError("index out of bounds")
+
+    with pytest.raises(RuntimeError, match=r"PanicError.*out of bounds"):
+        asyncio.run(asyncio.wait_for(in_daemon_thread(panic), 5))

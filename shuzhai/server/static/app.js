@@ -46,7 +46,7 @@ const STAGES = [
   [/^Starting$/, "启动"], [/^Loading$/, "加载"], [/^Reading /, "读取 "], [/^Converting /, "转换 "],
   [/^Downloading (.+) from the package index$/, "从软件包索引下载 $1"],
   [/^Downloading (.+) from (.+)$/, "从 $2 下载 $1"], [/^Waiting for memory$/, "等待内存"],
-  [/^Waiting for other models .+$/, "等待其他模型答完"],
+  [/^Waiting for other models .+$/, "等待其他模型答完"], [/^Waiting for another model to load$/, "等待另一个模型加载"],
   [/^Waiting for another pull of (.+)$/, "等待 $1 的另一次下载"],
 ];
 const READINESS = ["loaded", "unloaded", "loading", "failed"]; // the likeliest to answer soon first
