@@ -194,13 +194,19 @@ def time_sheets(maker: SheetMaker, step: int, begun: float) -> None:
           f"{end - begun:.3f} s", flush=True)  # fmt: skip
 
 
-def train(options: Options) -> None:
-    begun = time.monotonic()
-    device = torch.device(options.device)
+def set_up(name: str) -> torch.device:
+    """The device, with one seed and TF32 for what is not in bfloat16."""
+    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
+    return device
+
+
+def train(options: Options) -> None:
+    begun = time.monotonic()
+    device = set_up(options.device)
     concepts = load_concepts(options.data)
     artwork = load_artwork(options.data, TRAIN_SETS, len(concepts))
     unseen = load_artwork(options.data, HELD_OUT_SETS, len(concepts))

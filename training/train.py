@@ -36,6 +36,7 @@ from training.tower import (
     choose_patches,
     compile_layers,
     learning_rate,
+    set_up,
     tower_losses,
     weigh,
 )
@@ -97,11 +98,7 @@ def answer_losses(
 
 def train(options: Options) -> None:
     begun = time.monotonic()
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
+    device = set_up(options.device)
     # Batches are many small tensors: by name, not by open files, of which there may be too few.
     torch.multiprocessing.set_sharing_strategy("file_system")
     concepts = load_concepts(options.data)
