@@ -32,6 +32,21 @@ class Linear:
         out = self._kernels.linear(x, self.weight, self.bias)
         return out if self._lora is None else self._lora(out, x, image_rows)
 
+    def is_plain(self, image_rows: Tensor | None) -> bool:
+        """y = x W^T for these rows of pictures, with nothing to add."""
+        return self.bias is None and (self._lora is None or image_rows is None)
+
+    def after(
+        self, norm: RMSNorm, x: Tensor, residual: Tensor | None, image_rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Of the normalised x + residual [T, in]: (y [T, out], x + residual)."""
+        if self._lora is None or image_rows is None:
+            return self._kernels.norm_linear(
+                x, residual, norm.weight, norm.eps, self.weight, self.bias
+            )
+        normed, total = norm(x, residual)
+        return self(normed, image_rows), total
+
 
 class PartialLora:
     """A low-rank addition to a linear layer that acts on the rows of pictures only.
@@ -87,7 +102,8 @@ class Rotary:
     once L exceeds the training length: base * (f * L / max - (f - 1)) ** (d / (d - 2)).
     """
 
-    def __init__(self, config: DecoderConfig, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, kernels: Kernels, device: torch.device) -> None:
+        self._kernels = kernels
         self._dim = config.head_dim
         self._base = config.rope_theta
         self._max_position = config.max_position_embeddings
@@ -98,13 +114,14 @@ class Rotary:
         self._inv_freq = 1.0 / self._base ** (self._exponents / self._dim)  # [D/2]
 
     def __call__(self, step: StepInput) -> tuple[Tensor, Tensor]:
-        """cos and sin of the step's tokens, [T, 1, D] float32, in the form of Kernels.rotary."""
-        inv_freq = self._inv_freq[None]
+        """cos and sin of the step's tokens, [T, D/2] float32 each."""
+        inv_freq = self._inv_freq
         if step.rope_lengths is not None:
             inv_freq = self._stretched(step.rope_lengths)
-        angles = (step.positions.float() / self._divisor)[:, None] * inv_freq
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+        positions = step.positions
+        if self._divisor != 1.0:
+            positions = positions.float() / self._divisor
+        return self._kernels.rotary_angles(positions, inv_freq)
 
     def _stretched(self, lengths: Tensor) -> Tensor:
         """Inverse frequencies [T, D/2] for sequences of these lengths [T]."""
@@ -119,21 +136,50 @@ class Rotary:
 class PagedAttention:
     """Attention with grouped heads over paged keys and values, rotary positions included."""
 
-    def __init__(self, kernels: Kernels, config: DecoderConfig, qkv: Linear, out: Linear) -> None:
+    def __init__(
+        self, kernels: Kernels, config: DecoderConfig, norm: RMSNorm, qkv: Linear, out: Linear
+    ) -> None:
         self._kernels = kernels
-        self._num_heads, self._num_kv_heads = config.num_heads, config.num_kv_heads
         self._head_dim = config.head_dim
+        self._norm = norm
         self._qkv = qkv
         self._out = out
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, step: StepInput
-    ) -> Tensor:
-        """[T, n] -> [T, n]; writes the step's keys and values into the pages."""
-        heads = self._qkv(x, step.image_rows).view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
-        turning, v = heads.split([self._num_heads + self._num_kv_heads, self._num_kv_heads], 1)
-        turned = self._kernels.rotary(turning, cos, sin)
-        q, k = turned.split([self._num_heads, self._num_kv_heads], 1)
-        self._kernels.store_kv(k, v, pages, step.slots)
-        attended = self._kernels.paged_attention(q, pages, step, self._head_dim**-0.5)
-        return self._out(attended.flatten(1), step.image_rows)
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        pages: KVPages,
+        step: StepInput,
+    ) -> tuple[Tensor, Tensor]:
+        """[T, n] -> [T, n] and x + residual; writes the step's keys and values into the pages."""
+        qkv, residual = self._qkv.after(self._norm, x, residual, step.image_rows)
+        heads = qkv.view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
+        attended = self._kernels.attend(heads, cos, sin, pages, step, self._head_dim**-0.5)
+        return self._out(attended.flatten(1), step.image_rows), residual
+
+
+class GatedFeedForward:
+    """silu(gate) * up, then down, behind a norm (arXiv:2002.05202)."""
+
+    def __init__(self, kernels: Kernels, norm: RMSNorm, gate_up: Linear, down: Linear) -> None:
+        self._kernels = kernels
+        self._norm = norm
+        self._gate_up = gate_up
+        self._down = down
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, image_rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """[T, n] -> [T, n] and x + residual."""
+        norm, gate_up = self._norm, self._gate_up
+        if gate_up.is_plain(image_rows):
+            hidden, residual = self._kernels.norm_gated_linear(
+                x, residual, norm.weight, norm.eps, gate_up.weight
+            )
+        else:
+            wide, residual = gate_up.after(norm, x, residual, image_rows)
+            hidden = self._kernels.silu_mul(wide)
+        return self._down(hidden, image_rows), residual

@@ -101,7 +101,7 @@ class CpuKernels(Kernels):
         """No copy where the pages lie one after the other, as those of a single chat mostly do."""
         used = block_table[: -(-length // pages.keys.shape[1])].tolist()
         first, end = used[0], used[0] + len(used)
-        if used != list(range(first, end)):
+        if used != list(range(first, end)) or pages.key_params is not None:
             return super().gather(pages, block_table, length)
         keys, values = pages.keys[first:end], pages.values[first:end]
         return keys.flatten(0, 1)[:length], values.flatten(0, 1)[:length]

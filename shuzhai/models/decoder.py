@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from shuzhai.config import DecoderConfig
 from shuzhai.kernels.base import Kernels
-from shuzhai.layers import Linear, PagedAttention, PartialLora, RMSNorm, Rotary
+from shuzhai.layers import GatedFeedForward, Linear, PagedAttention, PartialLora, RMSNorm, Rotary
 from shuzhai.step import KVPages, StepInput
 
 
@@ -87,11 +86,11 @@ class _Layer:
         def norm(name: str) -> RMSNorm:
             return RMSNorm(kernels, weights[prefix + name], config.rms_norm_eps)
 
-        self._kernels = kernels
-        self._attention_norm, self._ffn_norm = norm("attention_norm"), norm("ffn_norm")
-        self._attention = PagedAttention(kernels, config, linear("qkv"), linear("out"))
-        self._gate_up = linear("gate_up", {"gate": 0, "up": config.intermediate_size})
-        self._down = linear("down")
+        self._attention = PagedAttention(
+            kernels, config, norm("attention_norm"), linear("qkv"), linear("out")
+        )
+        gate_up = linear("gate_up", {"gate": 0, "up": config.intermediate_size})
+        self._feed_forward = GatedFeedForward(kernels, norm("ffn_norm"), gate_up, linear("down"))
 
     def __call__(
         self,
@@ -103,11 +102,8 @@ class _Layer:
         step: StepInput,
     ) -> tuple[Tensor, Tensor]:
         """(x, residual) [T, n] -> the same pair one block later; their sum is the hidden state."""
-        x, residual = self._attention_norm(x, residual)
-        x = self._attention(x, cos, sin, pages, step)
-        x, residual = self._ffn_norm(x, residual)
-        hidden = self._kernels.silu_mul(self._gate_up(x, step.image_rows))
-        return self._down(hidden, step.image_rows), residual
+        x, residual = self._attention(x, residual, cos, sin, pages, step)
+        return self._feed_forward(x, residual, step.image_rows)
 
 
 class Decoder:
@@ -119,16 +115,18 @@ class Decoder:
         self.config = config
         self._embedding = weights["embedding"]
         self.activation_dtype = kernels.activation_dtype(self._embedding.dtype)
-        self._rotary = Rotary(config, self._embedding.device)
+        self._rotary = Rotary(config, kernels, self._embedding.device)
         self._layers = [
             _Layer(config, kernels, weights, f"layers.{i}.") for i in range(config.num_layers)
         ]
         self._norm = RMSNorm(kernels, weights["norm"], config.rms_norm_eps)
-        self._head = Linear(kernels, weights.get("head", self._embedding))
+        self._kernels = kernels
+        self._head = weights.get("head", self._embedding)
 
     def __call__(self, step: StepInput, kv: Sequence[KVPages]) -> Tensor:
         """Run one step: hidden states [R, n] of the step's logit rows. Fills the pages of kv."""
-        x = F.embedding(step.token_ids, self._embedding).to(self.activation_dtype)
+        x = self._kernels.embed(step.token_ids, self._embedding, step.last_ids, step.sources)
+        x = x.to(self.activation_dtype)
         if step.image_rows is not None and step.image_states is not None:
             x[step.image_rows] = step.image_states.to(x.dtype)
         cos, sin = self._rotary(step)
@@ -136,9 +134,10 @@ class Decoder:
         for layer, pages in zip(self._layers, kv, strict=True):
             x, residual = layer(x, residual, cos, sin, pages, step)
         assert residual is not None, "a decoder has at least one layer"
-        rows = step.logit_rows
-        return self._norm(x[rows], residual[rows])[0]
+        if len(step.logit_rows) < len(x):
+            x, residual = x[step.logit_rows], residual[step.logit_rows]
+        return self._norm(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, n] -> [R, vocab] float32."""
-        return self._head(hidden).float()
+        return self._kernels.head(hidden, self._head)

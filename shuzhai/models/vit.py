@@ -81,9 +81,9 @@ class _Layer:
 
     def __call__(self, x: Tensor, num_tiles: int) -> Tensor:
         """[N * S, n] -> [N * S, n], N tiles of S positions"""
-        x = x + _scaled(self._attention(self._norm1(x), num_tiles), self._scale1)
+        x = _add(x, self._attention(self._norm1(x), num_tiles), self._scale1)
         hidden = self._activation(self._fc1(self._norm2(x)))
-        return x + _scaled(self._fc2(hidden), self._scale2)
+        return _add(x, self._fc2(hidden), self._scale2)
 
     def _attention(self, x: Tensor, num_tiles: int) -> Tensor:
         qkv = self._qkv(x).view(num_tiles, -1, 3, self._num_heads, x.shape[1] // self._num_heads)
@@ -92,8 +92,10 @@ class _Layer:
         return self._out(attended.reshape(x.shape))
 
 
-def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale
+def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return x + branch
+    return torch.addcmul(x, branch, scale.to(x.dtype))
 
 
 class Vit:

@@ -58,7 +58,7 @@ def paged(
     num_pages = [-(-length // page_size) for _, length in chunks]
     total = sum(num_pages) + 3
     shape = (total, page_size, kv_heads, dim)
-    pages = KVPages(torch.full(shape, float("nan")), torch.full(shape, float("nan")))
+    pages = KVPages(torch.full(shape, float("nan")), torch.full(shape, float("nan")), bits=32)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
     if in_order:
         order.sort()
@@ -82,6 +82,8 @@ def paged(
         seq_lens=torch.tensor([length for _, length in chunks], dtype=torch.int32),
         block_tables=tables,
         logit_rows=torch.zeros(1, dtype=torch.int64),
+        num_decodes=0,
+        max_seqlen_q=max(new for new, _ in chunks),
     )
     return noise(starts[-1], heads, dim), pages, step
 
@@ -103,10 +105,7 @@ def test_paged_attention(
 @pytest.mark.parametrize("tokens", SIZES)
 def test_the_reference_rotates_as_complex_numbers_do(tokens: int) -> None:
     x, angles = noise(tokens, 3, 10), noise(tokens, 5)
-    cos, sin = angles.cos(), angles.sin()
-    turned = REFERENCE.rotary(
-        x, torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
-    )
+    turned = REFERENCE.rotary(x, angles.cos(), angles.sin())
     expected = torch.complex(x[..., :5], x[..., 5:]) * torch.polar(torch.ones(()), angles)[:, None]
     torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1))
 
