@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shuzhai.engine.scheduler import Scheduled
+from shuzhai.engine.sequence import PENDING, Sequence
 from shuzhai.step import StepInput
 
 
@@ -37,92 +39,138 @@ class Batch:
 
 
 class BatchBuilder:
-    """Gathers a fresh StepInput from the sequences' own state; nothing is kept between steps."""
+    """Gathers a fresh StepInput from the sequences' own state; nothing is kept between steps.
 
-    def __init__(self, block_size: int, rope_limit: int | None, device: torch.device) -> None:
+    Its tensors are on the host, but for what stands at the positions of pictures: the runner moves
+    them.
+    """
+
+    def __init__(self, block_size: int, rope_limit: int | None) -> None:
         """rope_limit: the length beyond which rotary bases follow it (dynamic NTK), or None."""
         self._block_size = block_size
         self._rope_limit = rope_limit
-        self._device = device
 
-    def build(self, scheduled: Seq[Scheduled]) -> Batch:
+    def build(
+        self,
+        scheduled: Seq[Scheduled],
+        places: Mapping[Sequence, int] | None = None,
+        last_ids: Tensor | None = None,
+    ) -> Batch:
+        """scheduled: those that bring one token come first.
+
+        places  of sequences whose last token is pending, in last_ids [S]
+        """
+        starts = np.array([e.start for e in scheduled], np.int64)
+        ends = np.array([e.end for e in scheduled], np.int64)
+        counts = ends - starts
+        cu_seqlens = np.concatenate(([0], counts.cumsum()))
+        rows = np.arange(cu_seqlens[-1], dtype=np.int64)
+        positions = rows - (cu_seqlens[:-1] - starts).repeat(counts)
+        tables = self._block_tables(scheduled)
+        owner = np.arange(len(scheduled)).repeat(counts)
+        pages = tables[owner, positions // self._block_size].astype(np.int64)
+        slots = pages * self._block_size + positions % self._block_size
         token_ids: list[int] = []
-        positions: list[int] = []
-        starts = [0]
-        rows: list[int] = []
-        sample_rows: list[tuple[int, int]] = []
-        prompt_rows: list[PromptRows] = []
-        image_rows: list[int] = []
-        image_states: list[Tensor] = []
-        for i, entry in enumerate(scheduled):
-            base = len(token_ids) - entry.start  # row of the step = base + position
-            token_ids += entry.sequence.token_ids[entry.start : entry.end]
-            positions += range(entry.start, entry.end)
-            starts.append(len(token_ids))
-            for first, states in _picture_parts(entry):
-                new_rows = range(base + first, base + first + len(states))
-                # The id of a picture's position may be none of the vocabulary.
-                token_ids[new_rows.start : new_rows.stop] = [0] * len(states)
-                image_rows += new_rows
-                image_states.append(states)
-            prompt = self._prompt_span(entry)
-            if prompt:
-                first = len(rows)
-                rows += (base + p for p in prompt)
-                prompt_rows.append(PromptRows(i, first, len(rows), prompt.start))
-            if entry.reaches_end:
-                if not prompt or prompt.stop != entry.end:
-                    rows.append(base + entry.end - 1)
-                sample_rows.append((i, len(rows) - 1))
-        block_tables = self._block_tables(scheduled)
-        places = self._tensor(positions)
-        owner = torch.repeat_interleave(
-            torch.arange(len(scheduled)), torch.tensor([e.end - e.start for e in scheduled])
-        ).to(self._device)
-        pages = block_tables[owner, places // self._block_size].long()
+        for e in scheduled:
+            token_ids += e.sequence.token_ids[e.start : e.end]
+        ids = np.array(token_ids, np.int64)
+        logit_rows, sample_rows, prompt_rows = self._logit_rows(scheduled, cu_seqlens)
+        image_rows, image_states = _pictures(scheduled, cu_seqlens)
         step = StepInput(
-            token_ids=self._tensor(token_ids),
-            positions=places,
-            slots=pages * self._block_size + places % self._block_size,
-            cu_seqlens_q=self._tensor(starts, torch.int32),
-            seq_lens=self._tensor([e.end for e in scheduled], torch.int32),
-            block_tables=block_tables,
-            logit_rows=self._tensor(rows),
+            # Below 0 are pending tokens, and those at the positions of pictures.
+            token_ids=torch.from_numpy(np.maximum(ids, 0)),
+            positions=torch.from_numpy(positions),
+            slots=torch.from_numpy(slots),
+            cu_seqlens_q=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            seq_lens=torch.from_numpy(ends.astype(np.int32)),
+            block_tables=torch.from_numpy(tables),
+            logit_rows=torch.from_numpy(np.array(logit_rows, np.int64)),
+            num_decodes=int((counts == 1).sum()),
+            max_seqlen_q=int(counts.max()),
+            sources=self._sources(scheduled, ids, cu_seqlens, places or {}),
+            last_ids=last_ids,
             rope_lengths=self._rope_lengths(scheduled),
-            image_rows=self._tensor(image_rows) if image_rows else None,
+            image_rows=torch.from_numpy(np.array(image_rows, np.int64)) if image_rows else None,
             image_states=torch.cat(image_states) if image_rows else None,
         )
         return Batch(step, sample_rows, prompt_rows)
 
+    def _logit_rows(
+        self, scheduled: Seq[Scheduled], cu_seqlens: np.ndarray
+    ) -> tuple[list[int], list[tuple[int, int]], list[PromptRows]]:
+        """Rows of the step, and whose they are."""
+        rows: list[int] = []
+        sample_rows: list[tuple[int, int]] = []
+        prompt_rows: list[PromptRows] = []
+        for i, (entry, end) in enumerate(zip(scheduled, cu_seqlens[1:].tolist(), strict=True)):
+            sampled = entry.reaches_end
+            if entry.sequence.wants_prompt_rows and (prompt := self._prompt_span(entry)):
+                first = len(rows)
+                rows += (end - entry.end + p for p in prompt)
+                prompt_rows.append(PromptRows(i, first, len(rows), prompt.start))
+                if sampled and prompt.stop == entry.end:
+                    sample_rows.append((i, len(rows) - 1))
+                    continue
+            if sampled:
+                sample_rows.append((i, len(rows)))
+                rows.append(end - 1)
+        return rows, sample_rows, prompt_rows
+
+    def _sources(
+        self,
+        scheduled: Seq[Scheduled],
+        ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        places: Mapping[Sequence, int],
+    ) -> Tensor | None:
+        """A pending token is the last one that its sequence brings."""
+        if not places:
+            return None
+        sources = np.full(len(ids), -1, np.int32)
+        last = cu_seqlens[1:] - 1
+        for i in (ids[last] == PENDING).nonzero()[0].tolist():
+            sources[last[i]] = places[scheduled[i].sequence]
+        return torch.from_numpy(sources)
+
     def _prompt_span(self, entry: Scheduled) -> range:
         """Prompt positions of this entry whose logits are asked for and not handed out yet."""
         sequence = entry.sequence
-        if not sequence.wants_prompt_rows:
-            return range(0)
         start = max(entry.start, sequence.num_reported_tokens)
         return range(start, min(entry.end, sequence.num_prompt_tokens))
 
-    def _block_tables(self, scheduled: Seq[Scheduled]) -> Tensor:
+    def _block_tables(self, scheduled: Seq[Scheduled]) -> np.ndarray:
         width = max(len(e.sequence.block_table) for e in scheduled)
-        rows = [
-            e.sequence.block_table + [0] * (width - len(e.sequence.block_table)) for e in scheduled
-        ]
-        return self._tensor(rows, torch.int32)
+        tables = np.zeros((len(scheduled), width), np.int32)
+        for row, entry in zip(tables, scheduled, strict=True):
+            own = entry.sequence.block_table
+            row[: len(own)] = np.frombuffer(own, np.int32)
+        return tables
 
     def _rope_lengths(self, scheduled: Seq[Scheduled]) -> Tensor | None:
         longest = max(max(e.end, e.sequence.num_prompt_tokens) for e in scheduled)
         if self._rope_limit is None or longest <= self._rope_limit:
             return None
-        return self._tensor(
-            [
-                max(e.sequence.num_prompt_tokens, position + 1)
-                for e in scheduled
-                for position in range(e.start, e.end)
-            ]
+        return torch.from_numpy(
+            np.array(
+                [
+                    max(e.sequence.num_prompt_tokens, position + 1)
+                    for e in scheduled
+                    for position in range(e.start, e.end)
+                ]
+            )
         )
 
-    def _tensor(self, values: list, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self._device)
+
+def _pictures(scheduled: Seq[Scheduled], cu_seqlens: np.ndarray) -> tuple[list[int], list[Tensor]]:
+    """Rows of the step that belong to pictures, and what stands there."""
+    rows: list[int] = []
+    states: list[Tensor] = []
+    for i, entry in enumerate(scheduled):
+        for first, part in _picture_parts(entry):
+            at = int(cu_seqlens[i]) - entry.start + first
+            rows += range(at, at + len(part))
+            states.append(part)
+    return rows, states
 
 
 def _picture_parts(entry: Scheduled) -> Iterator[tuple[int, Tensor]]:

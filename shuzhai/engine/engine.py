@@ -23,6 +23,7 @@ from shuzhai.checkpoint import CheckpointConfig
 from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.batch import Batch, BatchBuilder, PromptRows
 from shuzhai.engine.block_pool import BlockPool
+from shuzhai.engine.check import check_request
 from shuzhai.engine.memory import (
     MemoryNeed,
     MemoryPlan,
@@ -32,16 +33,16 @@ from shuzhai.engine.memory import (
 )
 from shuzhai.engine.picture_pool import Picture, PicturePool
 from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogprob
-from shuzhai.engine.runner import Runner, available_bytes, element_sizes
-from shuzhai.engine.sampler import report_logprobs, sample
+from shuzhai.engine.runner import Runner, available_bytes, sizes_here
+from shuzhai.engine.sampler import LogprobReport, Sampled, sample
 from shuzhai.engine.scheduler import Scheduled, Scheduler
 from shuzhai.engine.sequence import Sequence
+from shuzhai.engine.transfer import to_device
 from shuzhai.errors import (
-    ContextLengthError,
-    InvalidRequestError,
     OverloadedError,
     ShuzhaiError,
 )
+from shuzhai.kernels.choose import choose_device
 from shuzhai.models.weights import read_model_config
 
 # Prompt positions whose logits are made at a time: a row of a real vocabulary has 370 kB.
@@ -70,14 +71,20 @@ class EngineForecast:
 
 def forecast(checkpoint: CheckpointConfig, config: EngineConfig, folder: Path) -> EngineForecast:
     """For a checkpoint folder; of its weights, the shapes are read at most."""
-    model = read_model_config(folder, checkpoint)
-    need = memory_need(model, config, element_sizes(model, config))
+    model, config = read_model_config(folder, checkpoint), resolve(config)
+    need = memory_need(model, config, sizes_here(model, config))
     return EngineForecast(allowed_length(model.decoder, config), need)
+
+
+def resolve(config: EngineConfig) -> EngineConfig:
+    """With what is left to the device filled in."""
+    return config.resolved(choose_device(config.device).type)
 
 
 def budget_bytes(config: EngineConfig) -> int:
     """What the engines of this process may take together, as the device is now."""
-    return memory_budget(config, available_bytes())
+    device = choose_device(config.device)
+    return memory_budget(config, available_bytes(device), is_gpu=device.type == "cuda")
 
 
 def release_memory(*, collect: bool) -> None:
@@ -89,15 +96,34 @@ def release_memory(*, collect: bool) -> None:
     """
     if collect:
         gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if sys.platform == "linux":
         with suppress(AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _StartedStep:
+    """A step whose tokens have not been read.
+
+    entries  of `scheduled` that sample, in the order of `sampled`
+    places   of their sequences in that order
+    prompts  log-probabilities and logits of prompt positions, by entry
+    """
+
+    scheduled: list[Scheduled]
+    entries: list[int]
+    sampled: Sampled | None
+    places: dict[Sequence, int]
+    prompts: dict[int, tuple[tuple[TokenLogprob, ...], Tensor | None]]
 
 
 class Engine:
     """Continuous batching over one model."""
 
     def __init__(self, runner: Runner, config: EngineConfig) -> None:
+        """config: resolved"""
         model = runner.model.decoder
         self.model_config = runner.model
         self.config = config
@@ -112,9 +138,10 @@ class Engine:
         )
         dynamic = model.rope_scaling is not None and model.rope_scaling.kind == "dynamic"
         self._rope_limit = model.max_position_embeddings if dynamic else None
-        self._batches = BatchBuilder(runner.plan.block_size, self._rope_limit, runner.device)
+        self._batches = BatchBuilder(runner.plan.block_size, self._rope_limit)
         self._sequences: dict[str, Sequence] = {}
         self._num_cached_tokens = 0
+        self._started: _StartedStep | None = None
 
     @classmethod
     def load(
@@ -125,11 +152,13 @@ class Engine:
         progress: Callable[[float], None] | None = None,
     ) -> Engine:
         """Load a checkpoint folder; progress is called with the share that is loaded, 0 to 1."""
+        config = resolve(config)
         return cls(Runner.load(checkpoint, config, folder, progress), config)
 
     @classmethod
     def random(cls, model: ModelConfig, config: EngineConfig) -> Engine:
         """Random weights, to measure speed."""
+        config = resolve(config)
         return cls(Runner.random(model, config), config)
 
     @property
@@ -147,73 +176,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences) or self._started is not None
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequestError if the request can never run. Any thread may ask."""
-        count, limit = len(request.token_ids), self.max_model_len
-        if count == 0:
-            raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
-        params, vocab = request.params, self.model_config.decoder.vocab_size
-        wanted = 0 if request.want_prompt_logits else max(params.max_tokens or 1, params.min_tokens)
-        if count + wanted > limit:
-            room = limit - count
-            raise ContextLengthError(
-                f"{count} tokens of prompt and {wanted} of answer are more than the context of "
-                f"{limit} tokens; "
-                + (f"ask for at most {room}, or " if room > 0 else "")
-                + "shorten the prompt, or give the model more memory or a larger max_model_len",
-                param="messages"
-                if room <= 0
-                else "max_tokens"
-                if params.max_tokens
-                else "min_tokens",
-            )
-        self._check_images(request)
-        prompt = set(request.token_ids) - ({-1} if request.images else set())
-        for name, ids in (
-            ("prompt", prompt),
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            if any(not 0 <= i < vocab for i in ids):
-                raise InvalidRequestError(
-                    f"{name}: token ids must be from 0 to {vocab - 1}", param=name
-                )
-
-    def _check_images(self, request: Request) -> None:
-        """Pictures that this model can encode, at their places."""
-        if not request.images:
-            return
-        vision, room = self.model_config.vision, self._runner.plan.picture_rows
-        if vision is None:
-            raise InvalidRequestError(
-                "this model reads text only; choose a vision model for pictures", "messages"
-            )
-        if request.params.prompt_logprobs is not None:
-            raise InvalidRequestError(
-                "prompt_logprobs cannot be had of a prompt with pictures", "prompt_logprobs"
-            )
-        at = 0
-        for image in request.images:
-            tiles, size = image.pixels.shape[0], vision.image_size
-            fits = image.pixels.shape == (tiles, size, size, 3)
-            count = tiles * vision.tokens_per_tile
-            if not (fits and at <= image.start and image.end - image.start == count > 0):
-                raise InvalidRequestError(
-                    f"a picture of {tiles} tiles takes {count} positions in a row in the prompt, "
-                    "and its tiles are of this model's size; encode it with this model",
-                    "messages",
-                )
-            if count > room:
-                raise InvalidRequestError(
-                    f"a picture takes {count} rows and {room} are the most; "
-                    "ask for fewer tiles (max_tiles)",
-                    "messages",
-                )
-            at = image.end
-        if at > len(request.token_ids) or -1 in _outside(request):
-            raise InvalidRequestError("token id -1 stands for pictures only", "prompt")
+        check_request(request, self.model_config, self.plan)
 
     def add(self, request: Request) -> None:
         """Queue a request that `check` has passed."""
@@ -232,27 +199,64 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Run one step; what each request that took part got from it."""
-        scheduled = self._scheduler.schedule()
-        failed = self._encode_pictures()
-        outputs = [_failure(sequence, error) for sequence, error in failed.items()]
-        return outputs + self._run([e for e in scheduled if e.sequence not in failed])
+        """Start one step and read one: the same on a CPU; else the one before, so that the device
+        works while the host does. What each request got from the step that was read."""
+        with self._runner.current():
+            return self._step()
 
-    def _run(self, scheduled: list[Scheduled]) -> list[StepOutput]:
+    def _step(self) -> list[StepOutput]:
+        outputs: list[StepOutput] = []
+        scheduled = self._scheduler.schedule()
+        if scheduled is None:
+            outputs += self._read()
+            scheduled = self._scheduler.schedule()
+            assert scheduled is not None, "all steps have been read"
+        failed = self._encode_pictures()
+        outputs += [_failure(sequence, error) for sequence, error in failed.items()]
+        started = self._start([e for e in scheduled if e.sequence not in failed])
+        if self._started is not None:
+            outputs += self._read()
+        self._started = started
+        if started is not None and not self._runner.works_ahead:
+            outputs += self._read()
+        return outputs
+
+    def _start(self, scheduled: list[Scheduled]) -> _StartedStep | None:
+        """Everything up to the sampled tokens, without waiting for the device."""
         if not scheduled:
-            return []
-        batch = self._batches.build(scheduled)
+            return None
+        scheduled.sort(key=lambda e: e.end - e.start > 1)
+        before = self._started
+        places = {} if before is None else before.places
+        batch = self._batches.build(scheduled, places, self._runner.last_ids)
         hidden = self._runner.run(batch.step)
         prompts = {
             rows.entry: self._prompt_output(scheduled, rows, hidden) for rows in batch.prompt_rows
         }
-        tokens, reports = self._sample(scheduled, batch, hidden)
+        sequences = [scheduled[i].sequence for i, _ in batch.sample_rows]
+        sampled = self._sample(batch, sequences, hidden)
+        self._scheduler.begin(scheduled)
+        places = {sequence: i for i, sequence in enumerate(sequences)}
+        entries = [i for i, _ in batch.sample_rows]
+        return _StartedStep(scheduled, entries, sampled, places, prompts)
+
+    def _read(self) -> list[StepOutput]:
+        """Wait for the step that was started, and take in its tokens."""
+        started, self._started = self._started, None
+        assert started is not None, "there is one"
+        scheduled = started.scheduled
+        tokens: list[int | None] = [None] * len(scheduled)
+        reports: list[TokenLogprob | None] = [None] * len(scheduled)
+        if started.sampled is not None:
+            for i, token, report in zip(started.entries, *started.sampled.read(), strict=True):
+                tokens[i], reports[i] = token, report
         reasons = self._scheduler.update(scheduled, tokens)
         return [
-            self._output(entry, token, report, reason, prompts.get(i))
+            self._output(entry, token, report, reason, started.prompts.get(i))
             for i, (entry, token, report, reason) in enumerate(
                 zip(scheduled, tokens, reports, reasons, strict=True)
             )
+            if self._sequences.get(entry.sequence.request.id) is entry.sequence
         ]
 
     def _encode_pictures(self) -> dict[Sequence, ShuzhaiError]:
@@ -263,7 +267,7 @@ class Engine:
     def _encode(self, tiles: list[tuple[Picture, int, int]]) -> dict[Sequence, ShuzhaiError]:
         try:
             parts = [p.pixels[first:end] for p, first, end in tiles if p.pixels is not None]
-            rows = self._runner.encode(np.concatenate(parts))
+            rows = self._runner.encode(parts)
             for picture, _, _ in tiles:
                 if picture.rows is None:
                     picture.rows = rows.new_empty(picture.num_rows, rows.shape[1])
@@ -292,9 +296,9 @@ class Engine:
     def vision_features(self, pixels: np.ndarray) -> Tensor:
         """Tiles [N, size, size, 3] uint8 -> the decoder's rows [N * tokens_per_tile, n] float32."""
         count = self._runner.plan.tiles_per_batch
-        with torch.inference_mode():
+        with torch.inference_mode(), self._runner.current():
             parts = [
-                self._runner.encode(pixels[at : at + count]).float().cpu()
+                self._runner.encode([pixels[at : at + count]]).float().cpu()
                 for at in range(0, len(pixels), count)
             ]
         return torch.cat(parts).clone()
@@ -309,21 +313,15 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
         )
 
-    def _sample(
-        self, scheduled: list[Scheduled], batch: Batch, hidden: Tensor
-    ) -> tuple[list[int | None], list[TokenLogprob | None]]:
-        tokens: list[int | None] = [None] * len(scheduled)
-        reports: list[TokenLogprob | None] = [None] * len(scheduled)
-        if not batch.sample_rows:
-            return tokens, reports
-        rows = torch.tensor([row for _, row in batch.sample_rows], device=hidden.device)
-        sequences = [scheduled[i].sequence for i, _ in batch.sample_rows]
-        logits = self._runner.logits(hidden[rows])
-        for (i, _), token, report in zip(
-            batch.sample_rows, *sample(logits, sequences), strict=True
-        ):
-            tokens[i], reports[i] = token, report
-        return tokens, reports
+    def _sample(self, batch: Batch, sequences: list[Sequence], hidden: Tensor) -> Sampled | None:
+        if not sequences:
+            return None
+        rows = [row for _, row in batch.sample_rows]
+        if len(rows) < len(hidden):
+            hidden = hidden[to_device(np.array(rows), hidden.device)]
+        sampled = sample(self._runner.kernels, self._runner.logits(hidden), sequences)
+        self._runner.last_ids[: len(sequences)] = sampled.ids
+        return sampled
 
     def _prompt_output(
         self, scheduled: list[Scheduled], rows: PromptRows, hidden: Tensor
@@ -341,7 +339,8 @@ class Engine:
             following = sequence.request.token_ids[first : first + logits.shape[0]]
             if count is not None and following:
                 logprobs = logits[: len(following)].log_softmax(-1)
-                reports += report_logprobs(logprobs, following, [count] * len(following))
+                ids = to_device(np.array(following), logits.device)
+                reports += LogprobReport(logprobs, ids, [count] * len(following)).read()
         sequence.num_reported_tokens = rows.position + rows.end - rows.start
         return tuple(reports), torch.cat(parts) if parts else None
 
@@ -357,7 +356,8 @@ class Engine:
         request = sequence.request
         prompt_logprobs, prompt_logits = prompt or ((), None)
         cached = sequence.num_cached_tokens or 0
-        if token is not None and sequence.num_output_tokens == 1:
+        first_token = sequence.num_output_tokens - sequence.num_pending == 1
+        if token is not None and first_token:
             self._num_cached_tokens += cached
         if reason is not None:
             del self._sequences[request.id]
@@ -371,13 +371,6 @@ class Engine:
             stop_id=token if reason is FinishReason.STOP else None,
             num_cached_tokens=cached,
         )
-
-
-def _outside(request: Request) -> set[int]:
-    """The token ids that do not stand at the positions of pictures."""
-    bounds = [0, *(at for image in request.images for at in (image.start, image.end)), None]
-    pairs = zip(bounds[::2], bounds[1::2], strict=True)
-    return {i for low, high in pairs for i in request.token_ids[low:high]}
 
 
 def _failure(sequence: Sequence, error: ShuzhaiError) -> StepOutput:

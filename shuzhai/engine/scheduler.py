@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shuzhai.engine.block_pool import BlockPool
 from shuzhai.engine.picture_pool import PicturePool
@@ -18,8 +18,7 @@ from shuzhai.engine.request import FinishReason
 from shuzhai.engine.sequence import Sequence, Status
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """Run tokens [start, end) of a sequence in this step."""
 
     sequence: Sequence
@@ -28,7 +27,7 @@ class Scheduled:
 
     @property
     def reaches_end(self) -> bool:
-        """All known tokens are computed after this step, so a new one is sampled."""
+        """All tokens are computed after this step, so a new one is sampled: until it begins."""
         return self.end == len(self.sequence.token_ids)
 
 
@@ -51,6 +50,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        # Steps that were started and whose results are not known yet.
+        self._started: deque[Seq[Scheduled]] = deque()
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
@@ -67,43 +68,76 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.status = Status.FINISHED
 
-    def schedule(self) -> list[Scheduled]:
-        """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures."""
+    def schedule(self) -> list[Scheduled] | None:
+        """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures;
+        None if the steps that were started must be read first."""
         self.pictures.begin_round()
         batch = self._schedule_running()
-        self._admit(batch)
+        if batch is not None:
+            self._admit(batch)
         return batch
 
+    def begin(self, batch: Seq[Scheduled]) -> None:
+        """The step is started: its tokens count as computed, and those it samples as pending."""
+        for entry in batch:
+            sequence = entry.sequence
+            reaches_end = entry.reaches_end
+            sequence.num_computed_tokens = entry.end
+            if sequence.pictures:
+                self._let_go(sequence)
+            if reaches_end:
+                sequence.append_pending()
+        self._started.append(batch)
+
     def update(self, batch: Seq[Scheduled], sampled: Seq[int | None]) -> list[FinishReason | None]:
-        """Advance after a step; sampled[i] is the new token of batch[i] if it reached its end.
+        """Take in the results of a step, in the order in which they were started; sampled[i] is the
+        new token of batch[i] if it reached its end.
 
         Returns why each entry is finished, or None. Entries aborted meanwhile are passed over.
         """
+        assert self._started[0] is batch, "steps are read in the order of their start"
+        self._started.popleft()
         return [self._advance(entry, token) for entry, token in zip(batch, sampled, strict=True)]
 
-    def _schedule_running(self) -> list[Scheduled]:
+    def _schedule_running(self) -> list[Scheduled] | None:
         budget, batch, i = self._max_num_batched_tokens, [], 0
+        block_size, max_model_len = self.pool.block_size, self._max_model_len
         while i < len(self.running) and budget > 0:
             sequence = self.running[i]
-            start = sequence.num_computed_tokens
-            end = self._reach(sequence, min(len(sequence.token_ids), start + budget))
-            while self._missing_blocks(sequence, end) > self.pool.num_free:
-                victim = self.running[-1]
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            if sequence.status is Status.RUNNING:
+            num_tokens, start = len(sequence.token_ids), sequence.num_computed_tokens
+            if sequence.num_pending:
+                if sequence.needs_history:
+                    return None
+                if num_tokens >= sequence.max_length or num_tokens >= max_model_len:
+                    i += 1  # its last token is pending
+                    continue
+            end = min(num_tokens, start + budget)
+            if start < sequence.images_end:
+                end = self._reach(sequence, end)
+            if end > len(sequence.block_table) * block_size:
+                while self._missing_blocks(sequence, end) > self.pool.num_free:
+                    if self._started:  # nothing may be preempted while a step writes to its blocks
+                        return None
+                    victim = self.running[-1]
+                    self._preempt(victim)
+                    if victim is sequence:
+                        break
+                if sequence.status is not Status.RUNNING:
+                    continue
                 self._grow(sequence, end)
-                if start < end:
-                    batch.append(Scheduled(sequence, start, end))
-                    budget -= end - start
-                i += 1
+            if start < end:
+                batch.append(Scheduled(sequence, start, end))
+                budget -= end - start
+            i += 1
         return batch
 
     def _admit(self, batch: list[Scheduled]) -> None:
         """Start waiting sequences while budget, places and blocks for the whole of each last."""
+        if not self.waiting:
+            return
         budget = self._max_num_batched_tokens - sum(s.end - s.start for s in batch)
-        in_flight = {h for entry in batch for h in self._hashes_in_flight(entry)}
+        steps = (batch, *self._started)
+        in_flight = {h for step in steps for e in step for h in self._hashes_in_flight(e)}
         in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}
         i = 0
         while i < len(self.waiting) and budget > 0 and len(self.running) < self._max_num_seqs:
@@ -121,7 +155,7 @@ class Scheduler:
                 break
             del self.waiting[i]
             self.pool.acquire(hits)
-            sequence.block_table = hits
+            sequence.block_table.extend(hits)
             start = len(hits) * self.pool.block_size
             sequence.num_computed_tokens = start
             end = self._reach(sequence, min(len(sequence.token_ids), start + budget))
@@ -150,9 +184,9 @@ class Scheduler:
 
     def _hashes_in_flight(self, entry: Scheduled) -> list[bytes]:
         """Hashes of the blocks that will be full after this step."""
-        if not self._enable_prefix_caching:
-            return []
         size = self.pool.block_size
+        if not self._enable_prefix_caching or entry.start // size == entry.end // size:
+            return []
         return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
 
     def _promised_blocks(self) -> int:
@@ -211,10 +245,13 @@ class Scheduler:
         return -(-end // self.pool.block_size) - len(sequence.block_table)
 
     def _grow(self, sequence: Sequence, end: int) -> None:
-        sequence.block_table += self.pool.allocate(self._missing_blocks(sequence, end))
+        count = self._missing_blocks(sequence, end)
+        if count > 0:
+            sequence.block_table.extend(self.pool.allocate(count))
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's blocks; it queues first and will recompute what the cache lost."""
+        assert not self._started, "the engine reads what was started before it asks for this"
         self._retire(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed_tokens = 0
@@ -224,7 +261,7 @@ class Scheduler:
     def _retire(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.pool.release(sequence.block_table)
-        sequence.block_table = []
+        del sequence.block_table[:]
         for picture in sequence.pictures.values():
             self.pictures.release(picture)
         sequence.pictures = {}
@@ -237,12 +274,9 @@ class Scheduler:
             first = entry.start // self.pool.block_size
             for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
                 self.pool.publish(sequence.block_table[i], block_hash)
-        sequence.num_computed_tokens = entry.end
-        self._let_go(sequence)
         if token is None:
             return None
-        sequence.append(token)
-        reason = sequence.finish_reason(self._max_model_len)
+        reason = sequence.resolve(token, self._max_model_len)
         if reason is not None:
             self._retire(sequence)
             sequence.status = Status.FINISHED

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sys
 from array import array
 from enum import Enum, auto
 
 from shuzhai.engine.picture_pool import Picture
 from shuzhai.engine.request import FinishReason, Request
+
+# Stands in token_ids where a token has been sampled on the device and is not known here yet.
+PENDING = -2
 
 
 class Status(Enum):
@@ -20,69 +24,86 @@ class Status(Enum):
 class Sequence:
     """The mutable side of a Request.
 
-    token_ids            prompt and answer so far
-    num_computed_tokens  tokens whose keys and values are in the cache
+    token_ids            prompt and answer so far; the last num_pending of them are PENDING
+    num_pending          tokens of steps that were started and have not been read
+    num_computed_tokens  tokens whose keys and values are in the cache, or will be after the steps
+                         that were started
     num_cached_tokens    prompt tokens found in the cache when first admitted, None before
+    max_length           tokens of prompt and answer that were asked for at most
     num_reported_tokens  prompt positions whose logits have been handed out, where asked for
     block_table          KV blocks in order
     block_hashes         hashes of full blocks of token_ids, chained; extended on demand
+    adjusts_logits       penalties, biases or a least length change them
+    needs_history        the next token cannot be chosen before the one before it is known here
+    wants_prompt_rows    logits of prompt positions are asked for: every position must be computed
     rope_salt            sets apart sequences whose keys depend on the length of the prompt
     pictures             those it holds now, by their place among the request's images
     images_end           no position from here on belongs to an image
     """
 
     __slots__ = (
-        "block_hashes", "block_table", "images_end", "num_cached_tokens", "num_computed_tokens",
+        "adjusts_logits", "block_hashes", "block_table", "images_end", "max_length",
+        "needs_history", "num_cached_tokens", "num_computed_tokens", "num_pending",
         "num_prompt_tokens", "num_reported_tokens", "output_counts", "pictures", "request",
-        "rope_salt", "seed", "status", "token_ids",
+        "rope_salt", "seed", "status", "token_ids", "wants_prompt_rows",
     )  # fmt: skip
 
     def __init__(self, request: Request, rope_salt: int = 0) -> None:
         self.request = request
         self.token_ids = list(request.token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.num_pending = 0
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.num_reported_tokens = 0
-        self.block_table: list[int] = []
+        self.block_table = array("i")
         self.block_hashes: list[bytes] = []
         self.output_counts: dict[int, int] = {}
         self.pictures: dict[int, Picture] = {}
         self.images_end = request.images[-1].end if request.images else 0
         self.rope_salt = rope_salt
         self.status = Status.WAITING
-        seed = request.params.seed
+        params = request.params
+        self.max_length = self.num_prompt_tokens + (params.max_tokens or sys.maxsize)
+        penalties = params.presence_penalty or params.frequency_penalty
+        has_penalty = bool(penalties) or params.repetition_penalty != 1.0
+        self.adjusts_logits = has_penalty or bool(params.logit_bias) or params.min_tokens > 0
+        self.wants_prompt_rows = request.want_prompt_logits or params.prompt_logprobs is not None
+        self.needs_history = has_penalty or self.wants_prompt_rows
+        seed = params.seed
         self.seed = secrets.randbits(63) if seed is None else seed
 
     @property
     def num_output_tokens(self) -> int:
+        """Tokens of the answer, those that are not known yet included."""
         return len(self.token_ids) - self.num_prompt_tokens
 
-    @property
-    def wants_prompt_rows(self) -> bool:
-        """Logits of prompt positions are asked for, so every position must be computed."""
-        return self.request.want_prompt_logits or self.request.params.prompt_logprobs is not None
+    def append_pending(self) -> None:
+        """A token is being sampled."""
+        self.token_ids.append(PENDING)
+        self.num_pending += 1
 
-    def append(self, token_id: int) -> None:
-        self.token_ids.append(token_id)
+    def resolve(self, token_id: int, max_model_len: int) -> FinishReason | None:
+        """The first pending token is this one; whether it ends the answer."""
+        index = len(self.token_ids) - self.num_pending
+        self.token_ids[index] = token_id
+        self.num_pending -= 1
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
-
-    def finish_reason(self, max_model_len: int) -> FinishReason | None:
-        """Whether the token appended last ends the answer."""
-        params, count = self.request.params, self.num_output_tokens
-        if count >= params.min_tokens and self.token_ids[-1] in self.request.stop_ids:
+        enough = index - self.num_prompt_tokens + 1 >= self.request.params.min_tokens
+        if enough and token_id in self.request.stop_ids:
             return FinishReason.STOP
-        if count == params.max_tokens or len(self.token_ids) >= max_model_len:
-            return FinishReason.LENGTH
-        return None
+        limit = min(self.max_length, max_model_len)
+        return FinishReason.LENGTH if index + 1 >= limit else None
 
     def hashes(self, block_size: int) -> list[bytes]:
-        """Hashes of all full blocks so far. Equal hash: equal tokens, images and salt up to there.
+        """Hashes of all full blocks of known tokens so far. Equal hash: equal tokens, images and
+        salt up to there.
 
         Each is sha256 over the one before, the block's ids, and the digests of the images that
         reach into the block with their place relative to it.
         """
-        for i in range(len(self.block_hashes), len(self.token_ids) // block_size):
+        num_known = len(self.token_ids) - self.num_pending
+        for i in range(len(self.block_hashes), num_known // block_size):
             low, high = i * block_size, (i + 1) * block_size
             h = hashlib.sha256(self.block_hashes[-1] if self.block_hashes else self._root())
             h.update(array("q", self.token_ids[low:high]).tobytes())

@@ -56,11 +56,12 @@ def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: int | None = 
     """Sizes of the encoder's batches from now on; those with a pixel of `poison` fail."""
     encode, batches = Runner.encode, []
 
-    def watched(self: Runner, pixels: np.ndarray) -> Tensor:
+    def watched(self: Runner, parts: list[np.ndarray]) -> Tensor:
+        pixels = np.concatenate(parts)
         batches.append(len(pixels))
         if poison is not None and (pixels == poison).all(axis=(1, 2, 3)).any():
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return encode(self, pixels)
+        return encode(self, parts)
 
     monkeypatch.setattr(Runner, "encode", watched)
     return batches
@@ -323,7 +324,7 @@ def test_prompts_that_run_keep_what_they_will_need(folder: Path) -> None:
 
 
 def test_a_fault_of_the_tower_is_no_shortage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Runner, pixels: np.ndarray) -> Tensor:
+    def broken(self: Runner, parts: list[np.ndarray]) -> Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(Runner, "encode", broken)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from shuzhai import InvalidRequestError, SamplingParams
+from shuzhai.engine import sampler
 from shuzhai.engine.request import Request
-from shuzhai.engine.sampler import sample, uniform
+from shuzhai.engine.sampler import uniform
 from shuzhai.engine.sequence import Sequence
+from shuzhai.kernels.base import Kernels
 
 PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
 
@@ -19,8 +21,13 @@ def sequence(seed: int = 0, prompt: tuple[int, ...] = (0,), output: tuple[int, .
     request = Request("x", prompt, SamplingParams(seed=seed, **params), frozenset({4}))
     made = Sequence(request)
     for token in output:
-        made.append(token)
+        made.append_pending()
+        made.resolve(token, 10**6)
     return made
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> tuple[list[int], list]:
+    return sampler.sample(Kernels(), logits, sequences).read()
 
 
 def logits(rows: int, probs: list[float] = PROBS) -> torch.Tensor:

@@ -4,6 +4,7 @@ however small the pool, a request that finishes says what it says alone, and no 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,7 @@ class ToyDevice:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._slots: dict[tuple[int, int], tuple] = {}
+        self._sampled: dict[Sequence, list[int]] = {}
 
     def run(self, entry: Scheduled) -> int | None:
         sequence, request = entry.sequence, entry.sequence.request
@@ -69,9 +71,18 @@ class ToyDevice:
             written = (request.cache_salt, self._input(sequence, p))
             self._slots[self._slot(sequence, p)] = written
         seen = [self._slots[self._slot(sequence, p)] for p in range(entry.end)]
-        expected = [content(request, p, t) for p, t in enumerate(sequence.token_ids[: entry.end])]
+        known = self._tokens(sequence)[: entry.end]
+        expected = [content(request, p, t) for p, t in enumerate(known)]
         assert seen == [(request.cache_salt, c) for c in expected]
-        return toy_model(request, expected) if entry.reaches_end else None
+        if not entry.reaches_end:
+            return None
+        token = toy_model(request, expected)
+        self._sampled.setdefault(sequence, []).append(token)
+        return token
+
+    def _tokens(self, sequence: Sequence) -> list[int]:
+        """Those that the host does not know yet included."""
+        return [*sequence.request.token_ids, *self._sampled.get(sequence, [])]
 
     def encode(self, pictures: PicturePool, limit: int) -> None:
         """A batch of tiles: their rows, as the encoder makes them."""
@@ -93,7 +104,7 @@ class ToyDevice:
         for i, image in enumerate(sequence.request.images):
             if image.start <= position < image.end:
                 return position, sequence.pictures[i].rows[position - image.start]
-        return position, sequence.token_ids[position]
+        return position, self._tokens(sequence)[position]
 
     def _slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
         return sequence.block_table[position // self._block_size], position % self._block_size
@@ -136,8 +147,9 @@ def workloads(draw: st.DrawFn) -> tuple[int, int, int, int, bool, list[Plan]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(workloads())
-def test_batched_equals_alone_and_no_block_is_lost(workload) -> None:
+@given(workloads(), st.booleans())
+def test_batched_equals_alone_and_no_block_is_lost(workload, ahead) -> None:
+    """ahead: each step is started before the one before it has been read."""
     block_size, num_blocks, max_num_seqs, budget, caching, plans = workload
     pool, pictures = BlockPool(num_blocks, block_size), PicturePool(PICTURE_ROWS)
     scheduler = Scheduler(
@@ -151,28 +163,46 @@ def test_batched_equals_alone_and_no_block_is_lost(workload) -> None:
     device = ToyDevice(block_size)
     sequences = {plan.request.id: Sequence(plan.request) for plan in plans}
     finished = set()
+    started: deque[tuple[list[Scheduled], list[int | None]]] = deque()
+
+    def read(batch: list[Scheduled], tokens: list[int | None]) -> None:
+        reasons = scheduler.update(batch, tokens)
+        for entry, reason in zip(batch, reasons, strict=True):
+            if reason is not None:
+                sequence = entry.sequence
+                finished.add(sequence.request.id)
+                known = len(sequence.token_ids) - sequence.num_pending
+                assert sequence.token_ids[:known] == alone(sequence.request)
+
     for step in range(5000):
         for plan in plans:
             if plan.arrives == step:
                 scheduler.add(sequences[plan.request.id])
             if plan.aborted == step and plan.arrives <= step:
                 scheduler.abort(sequences[plan.request.id])
+        if started and not ahead:
+            read(*started.popleft())
         batch = scheduler.schedule()
-        assert batch or pictures.next_tiles(1) or not (scheduler.waiting or scheduler.running), (
-            "nobody moves"
-        )
+        if batch is None:
+            read(*started.popleft())
+            batch = scheduler.schedule()
+        assert batch is not None
+        waits = scheduler.waiting or scheduler.running
+        assert batch or pictures.next_tiles(1) or started or not waits, "nobody moves"
         assert sum(e.end - e.start for e in batch) <= budget
         assert len(scheduler.running) <= max_num_seqs
         assert len({e.sequence.request.id for e in batch}) == len(batch)
         device.encode(pictures, 2)
-        reasons = scheduler.update(batch, [device.run(entry) for entry in batch])
+        tokens = [device.run(entry) for entry in batch]
+        if batch:
+            scheduler.begin(batch)
+        if started:
+            read(*started.popleft())
+        if batch:
+            started.append((batch, tokens))
         pool.check()
         pictures.check()
-        for entry, reason in zip(batch, reasons, strict=True):
-            if reason is not None:
-                finished.add(entry.sequence.request.id)
-                assert entry.sequence.token_ids == alone(entry.sequence.request)
-        if step > 40 and not (scheduler.waiting or scheduler.running):
+        if step > 40 and not (scheduler.waiting or scheduler.running or started):
             break
     assert pool.num_free == num_blocks
     assert pictures.num_free_rows == PICTURE_ROWS
@@ -197,11 +227,20 @@ def test_equal_prompts_in_one_step_are_computed_once() -> None:
     scheduler.add(second)
     batch = scheduler.schedule()
     assert [e.sequence for e in batch] == [first]
+    scheduler.begin(batch)
+    assert scheduler.schedule() == [], "the second waits until the first one's blocks can be found"
     scheduler.update(batch, [7])
     batch = scheduler.schedule()
     assert [(e.sequence, e.start) for e in batch] == [(second, 12)]
+    scheduler.begin(batch)
     assert scheduler.update(batch, [7]) == [FinishReason.LENGTH]
     assert second.num_cached_tokens == 12
+
+
+def run(scheduler: Scheduler, tokens: list[int]) -> None:
+    batch = scheduler.schedule()
+    scheduler.begin(batch)
+    scheduler.update(batch, tokens)
 
 
 def test_a_running_sequence_takes_the_blocks_of_the_youngest() -> None:
@@ -214,8 +253,8 @@ def test_a_running_sequence_takes_the_blocks_of_the_youngest() -> None:
     )
     scheduler.add(old)
     scheduler.add(young)
-    scheduler.update(scheduler.schedule(), [1, 1])
-    scheduler.update(scheduler.schedule(), [1])
+    run(scheduler, [1, 1])
+    run(scheduler, [1])
     assert young.status is Status.WAITING
     assert scheduler.num_preemptions == 1
     assert young.token_ids == [5, 6, 1]
