@@ -18,23 +18,23 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image
 
-from benchmarks.machine import Limits, measure_limits, median_seconds
-from benchmarks.shapes import SHAPES
-from shuzhai.config import DecoderConfig, EngineConfig, ImageSpec, ModelConfig, VisionConfig
+from shuzhai.bench.machine import Limits, device_name, measure_limits, median_seconds
+from shuzhai.bench.work import encode_flops, prefill_flops
+from shuzhai.config import EngineConfig, ImageSpec, ModelConfig
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import ImageSpan, Request, SamplingParams
 from shuzhai.frontend.images import open_image, prepare_image
 from shuzhai.frontend.outputs import EncodedImage
-from shuzhai.models.weights import model_shapes
+from shuzhai.hub.shapes import SHAPES
 
 WORDS_BEFORE, WORDS_AFTER = 64, 16  # a system prompt, and a question
 # Pictures that dynamic tiling cuts into so many tiles, the thumbnail included.
@@ -84,31 +84,6 @@ class Result:
         }
 
 
-def encode_flops(model: ModelConfig, vision: VisionConfig, num_tiles: int) -> float:
-    """Operations of the tower and the projector."""
-    patches = vision.patches_per_side**2
-    total = 4 * (patches + 1) ** 2 * vision.hidden_size * vision.num_layers  # attention
-    for name, shape in model_shapes(model)["vision"].items():
-        if len(shape) == 2 and name != "positions":
-            rows = {"layers": patches + 1, "patch": patches}.get(
-                name.split(".")[0], vision.tokens_per_tile
-            )
-            total += 2 * math.prod(shape) * rows
-    return num_tiles * total
-
-
-def prefill_flops(model: ModelConfig, num_tokens: int, num_image_tokens: int) -> float:
-    """Operations of the decoder; the head works for the last position only."""
-    decoder: DecoderConfig = model.decoder
-    width = decoder.num_heads * decoder.head_dim
-    total = 2 * num_tokens**2 * width * decoder.num_layers  # causal attention
-    for name, shape in model_shapes(model)["decoder"].items():
-        if len(shape) == 2 and name != "embedding":
-            rows = num_image_tokens if "_lora_" in name else num_tokens
-            total += 2 * math.prod(shape) * (1 if name == "head" else rows)
-    return total
-
-
 def jpeg(width: int, height: int, seed: int) -> bytes:
     """Blotches with some grain, as a photograph has both."""
     generator = np.random.default_rng(seed)
@@ -127,7 +102,6 @@ class Bench:
         vision = engine.model_config.vision
         assert vision is not None, "VISION_SHAPES have a tower"
         self._engine = engine
-        self._vision = vision
         self.spec: ImageSpec = vision.image_spec
         self._limits = limits
         self._repeats = repeats
@@ -180,7 +154,7 @@ class Bench:
             # The first call, which is not counted, leaves the picture's rows with the engine.
             prefill_s=median(lambda: self._first_token(image)),
             first_s=self._first_tokens(files[1:]),
-            encode_limit_s=encode_flops(model, self._vision, num_tiles) / self._limits.flops_per_s,
+            encode_limit_s=encode_flops(model, num_tiles) / self._limits.flops_per_s,
             prefill_limit_s=prefill_flops(model, num_tokens, image.num_tokens)
             / self._limits.flops_per_s,
         )
@@ -214,14 +188,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
-    limits = measure_limits()
+    device = torch.device("cpu")
+    limits = measure_limits(device, torch.float32)
     engine = load(args)
     bench = Bench(engine, limits, args.repeats)
     cut = "" if args.layers is None else f", cut to {args.layers} layers"
     name = f"random {args.random_weights}{cut}"
     print(f"model    {name}, {args.dtype}")
     print(f"memory   {engine.plan.line()}")
-    print(limits.lines() + "\n")
+    print(f"machine  {device_name(device)}\nlimits   {limits.line()}\n")
     sizes = [SIZES[n] for n in args.tiles] if bench.spec.max_tiles > 1 else [SIZES[13]]
     results = [bench.measure(size) for size in sizes]
     print(

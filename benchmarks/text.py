@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.machine import Limits, measure_limits
-from benchmarks.shapes import SHAPES
+from shuzhai.bench.machine import Limits, device_name, measure_limits
 from shuzhai.checkpoint import read_checkpoint_config
 from shuzhai.config import EngineConfig, Environment
 from shuzhai.engine.engine import Engine
@@ -28,6 +27,7 @@ from shuzhai.engine.request import Request, SamplingParams
 from shuzhai.hub.catalog import DEFAULT_MODEL
 from shuzhai.hub.progress import SilentProgress
 from shuzhai.hub.pull import resolve
+from shuzhai.hub.shapes import SHAPES
 from shuzhai.hub.store import Store
 from shuzhai.models.decoder import decoder_shapes
 
@@ -62,7 +62,7 @@ class Bench:
             del matrices["embedding"]
         self._parameters = sum(matrices.values())
         self._weight_bytes = self._parameters * element
-        self.kv_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element
+        self.kv_bytes = engine.plan.block_bytes // engine.plan.block_size
 
     def _requests(self, count: int, prompt: int, output: int) -> list[Request]:
         """Prompts that share no prefix with any before."""
@@ -139,12 +139,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
-    limits = measure_limits()
+    device = torch.device("cpu")
+    limits = measure_limits(device, torch.float32)
     name, engine = load(args)
     bench = Bench(engine, limits, args.repeats)
     print(f"model    {name}, {args.dtype}")
     print(f"memory   {engine.plan.line()}; {bench.kv_bytes:,} bytes of KV a token")
-    print(limits.lines() + "\n")
+    print(f"machine  {device_name(device)}\nlimits   {limits.line()}\n")
     results = [bench.prefill(args.prompt)] + [bench.decode(n) for n in args.streams]
     print(f"{'':24}{'tokens/s':>10}{'MB/token':>10}{'limit':>10}{'share':>8}")
     for r in results:

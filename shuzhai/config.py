@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,14 +78,16 @@ def parse_bytes(text: str | int) -> int:
 class EngineConfig:
     """How an engine runs. Everything that can be computed is not asked for.
 
-    device                  "auto" or "cpu"
+    device                  "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"
     dtype                   "float32", "bfloat16" or "float16", of weights and KV cache; "auto":
-                            float32 on a CPU where it takes at most 1 GiB, else bfloat16
-    memory                  "auto", or bytes ("8GiB") for weights, KV cache, pictures and workspace
+                            float32 on a CPU where it takes at most 1 GiB, else bfloat16, and
+                            float16 on a GPU that has no bfloat16
+    kv_dtype                of the KV cache: "auto" (that of the weights), "int8" or "int4"
+    memory                  "auto", or bytes ("8GiB") for all that the process takes of the device
     max_model_len           longest sequence in tokens; None: the model's own limit
-    max_num_seqs            sequences that run at a time
+    max_num_seqs            sequences that run at a time; None: 64 on a CPU, 256 on a GPU
     max_num_batched_tokens  token budget of one step: longer prompts are run in chunks, so that
-                            others' answers go on meanwhile
+                            others' answers go on meanwhile; None: 256 on a CPU, 4096 on a GPU
     max_num_waiting         requests that may queue; one more is refused
     block_size              tokens in a KV block
     num_blocks              KV blocks; None: what the memory holds
@@ -94,32 +96,48 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     memory: str | int = "auto"
     max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 256
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     max_num_waiting: int = 1024
     block_size: int = 16
     num_blocks: int | None = None
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu"):
-            raise ConfigError(f"device {self.device!r} is not supported; use auto or cpu")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
+            raise ConfigError(
+                f"device {self.device!r} is not supported; use auto, cpu, cuda or cuda:N"
+            )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown; use auto, float32, bfloat16 or float16"
             )
+        if self.kv_dtype not in ("auto", "int8", "int4"):
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; use auto, int8 or int4")
         if self.memory != "auto":
             parse_bytes(self.memory)
-        for name in (
-            "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size",
-            "max_model_len", "num_blocks",
-        ):  # fmt: skip
+        optional = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_blocks")
+        for name in (*optional, "max_num_waiting", "block_size"):
             value = getattr(self, name)
-            optional = name in ("max_model_len", "num_blocks")
-            if not (value is None and optional) and not (type(value) is int and value >= 1):
+            if not (value is None and name in optional) and not (type(value) is int and value >= 1):
                 raise ConfigError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+    @property
+    def kv_bits(self) -> int | None:
+        """Of a number in the KV cache; None for that of the weights' type."""
+        return {"int8": 8, "int4": 4}.get(self.kv_dtype)
+
+    def resolved(self, device_type: str) -> EngineConfig:
+        """With what is left to the device, "cpu" or "cuda", filled in."""
+        seqs, tokens = (256, 4096) if device_type == "cuda" else (64, 256)
+        return replace(
+            self,
+            max_num_seqs=self.max_num_seqs or seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or tokens,
+        )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from shuzhai.cli import chat, list_models, ps, pull, serve, stop
+from shuzhai.cli import bench, chat, list_models, plan, ps, pull, serve, stop
 from shuzhai.cli.options import Parser
 from shuzhai.errors import ShuzhaiError
 
-COMMANDS = (serve, chat, ps, stop, pull, list_models)
+COMMANDS = (serve, chat, ps, stop, pull, list_models, plan, bench)
 
 
 def build_parser() -> argparse.ArgumentParser:

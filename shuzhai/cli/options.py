@@ -13,7 +13,7 @@ DEFAULT_PORT = 6006
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_ENGINE = ("device", "dtype", "memory", "max_model_len", "chat_template", "max_tiles")
+_ENGINE = ("device", "dtype", "kv_dtype", "memory", "max_model_len", "chat_template", "max_tiles")
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,9 +82,16 @@ def duration(text: str) -> float | None:
 def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The group, for options of the engine that one command alone has."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--device", choices=("auto", "cpu"), help="default: auto")
+    group.add_argument(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1 (default: auto)"
+    )
     group.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="default: auto"
+    )
+    group.add_argument(
+        "--kv-dtype",
+        choices=("auto", "int8", "int4"),
+        help="of the KV cache: int8 and int4 hold two and four times the tokens (default: auto)",
     )
     group.add_argument(
         "--memory",

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuzhai.config import DecoderConfig, EngineConfig, ModelConfig
+from shuzhai.config import DecoderConfig, EngineConfig, LoraRanks, ModelConfig, VisionConfig
 from shuzhai.engine.memory import (
+    Change,
     ElementSizes,
     MemoryNeed,
+    MemoryPlan,
+    changes_that_fit,
     memory_budget,
     memory_need,
     plan_memory,
     share_memory,
 )
+from shuzhai.engine.workspace import context_estimate, graph_sizes
 from shuzhai.errors import ConfigError, MemoryBudgetError
 
 GIB = 2**30
-SIZES = ElementSizes(540_000_000, 4, 4)
+SIZES = ElementSizes(540_000_000, 256, 4, smaller_kv=(("int8", 68), ("int4", 36)))
+GPU_SIZES = dataclasses.replace(
+    SIZES, kv_head_bytes=128, activation_bytes=2, is_gpu=True, context_bytes=context_estimate(None)
+)
 
 
 def decoder(length: int = 8192, layers: int = 30) -> ModelConfig:
@@ -34,6 +42,17 @@ def decoder(length: int = 8192, layers: int = 30) -> ModelConfig:
     )  # fmt: skip
 
 
+def seeing(length: int = 8192) -> ModelConfig:
+    """The same decoder with a tower and a partial LoRA."""
+    tower = VisionConfig(
+        family="internvl", hidden_size=256, intermediate_size=1024, num_layers=4, num_heads=4,
+        image_size=448, patch_size=14, layer_norm_eps=1e-6, position_side=32,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), downsample=2, max_tiles=12, use_thumbnail=True,
+    )  # fmt: skip
+    text = dataclasses.replace(decoder(length).decoder, lora=LoraRanks(8, 8, 8, 8, 8))
+    return ModelConfig(text, tower)
+
+
 configs = st.builds(
     EngineConfig,
     memory=st.sampled_from(["auto", "8GiB"]),
@@ -41,7 +60,7 @@ configs = st.builds(
     max_num_seqs=st.sampled_from([1, 64]),
     block_size=st.sampled_from([1, 16, 64]),
     num_blocks=st.sampled_from([None, 4096]),
-)
+).map(lambda config: config.resolved("cpu"))
 lengths = st.sampled_from([4096, 8192, 32768])
 
 
@@ -61,13 +80,134 @@ def test_a_need_is_what_the_planner_says(config: EngineConfig, length: int) -> N
         assert plan(need.most_bytes) == plan(need.most_bytes + 10 * GIB) == need.most_bytes
 
 
+def plan(model: ModelConfig, config: EngineConfig, memory: int, sizes: ElementSizes) -> MemoryPlan:
+    given = dataclasses.replace(config, memory=memory)
+    return plan_memory(model, given, available_bytes=0, sizes=sizes)
+
+
+cases = st.tuples(
+    st.sampled_from([decoder(), decoder(32768, layers=2), seeing()]),
+    st.builds(
+        EngineConfig,
+        max_model_len=st.sampled_from([None, 1, 100, 4096]),
+        max_num_seqs=st.sampled_from([None, 1, 7]),
+        max_num_batched_tokens=st.sampled_from([None, 16, 300]),
+        block_size=st.sampled_from([1, 16, 64]),
+        num_blocks=st.sampled_from([None, None, 4096]),
+    ),
+    st.sampled_from([SIZES, GPU_SIZES]),
+).map(lambda case: (case[0], case[1].resolved("cuda" if case[2].is_gpu else "cpu"), case[2]))
+
+
+@settings(max_examples=50)
+@given(case=cases, memory=st.integers(0, 6 * GIB), more=st.integers(0, 2 * GIB))
+def test_a_plan_keeps_the_budget_and_more_memory_never_gives_less(
+    case: tuple[ModelConfig, EngineConfig, ElementSizes], memory: int, more: int
+) -> None:
+    model, config, sizes = case
+    memory = max(memory, memory_need(model, config, sizes).least_bytes)
+    small, large = (plan(model, config, n, sizes) for n in (memory, memory + more))
+    assert small.total_bytes <= memory
+    assert small.num_blocks <= large.num_blocks
+    assert small.max_model_len <= large.max_model_len
+    assert small.max_model_len >= (config.max_model_len or 1)
+    for tokens in (1, small.max_model_len):
+        assert 1 <= small.num_chats(tokens) <= large.num_chats(tokens)
+    assert small.num_chats(100) <= large.num_chats(100)
+    assert small.num_chats(small.max_model_len + 1) == 0
+    parts = small.workspace
+    assert sizes.is_gpu == bool(parts.context_bytes and parts.graph_bytes and parts.margin_bytes)
+    assert small.total_bytes == (
+        small.weight_bytes + small.kv_bytes + small.vision_bytes + small.workspace_bytes
+    )
+
+
+def changed(config: EngineConfig, sizes: ElementSizes, change: Change) -> tuple:
+    heads = dict(SIZES.smaller_kv).get(change.get("kv_dtype", ""), sizes.kv_head_bytes)
+    return dataclasses.replace(config, **change), dataclasses.replace(sizes, kv_head_bytes=heads)
+
+
+@settings(max_examples=50)
+@given(case=cases, share=st.floats(0, 1, exclude_max=True))
+def test_what_an_error_advises_does_fit(
+    case: tuple[ModelConfig, EngineConfig, ElementSizes], share: float
+) -> None:
+    model, config, sizes = case
+    budget = int(share * memory_need(model, config, sizes).least_bytes)
+    with pytest.raises(MemoryBudgetError, match="give memory=") as caught:
+        plan(model, config, budget, sizes)
+    changes = changes_that_fit(model, config, budget, sizes)
+    assert list(changes[0]) == ["memory"]
+    for change in changes:
+        words = " and ".join(f"{name}={value}" for name, value in change.items())
+        assert words in str(caught.value)
+        other, smaller = changed(dataclasses.replace(config, memory=budget), sizes, change)
+        fits = plan_memory(model, other, available_bytes=0, sizes=smaller)
+        assert fits.total_bytes <= fits.budget_bytes
+
+
+def test_which_advice_is_given() -> None:
+    config = EngineConfig(max_model_len=8192).resolved("cuda")
+    need = memory_need(decoder(), config, GPU_SIZES).least_bytes
+    kv_bytes = need - memory_need(decoder(), EngineConfig().resolved("cuda"), GPU_SIZES).least_bytes
+    few = changes_that_fit(decoder(), config, need - kv_bytes // 4, GPU_SIZES)
+    assert [list(change) for change in few] == [
+        ["memory"], ["kv_dtype"], ["max_num_seqs"], ["max_num_batched_tokens"], ["max_model_len"],
+    ]  # fmt: skip
+    assert few[1] == {"kv_dtype": "int8"}
+    assert few[4]["max_model_len"] in range(5000, 8192)
+    together = changes_that_fit(decoder(), config, need - kv_bytes - GIB // 5, GPU_SIZES)
+    assert len(together[-1]) > 1
+    assert len(changes_that_fit(decoder(), config, GIB // 10, GPU_SIZES)) == 1
+
+
+def test_the_table_has_every_part() -> None:
+    text = plan(seeing(), EngineConfig().resolved("cuda"), 4 * GIB, GPU_SIZES).table()
+    names = [
+        "weights", "KV cache", "pictures", "activations", "sampling", "libraries", "CUDA graphs",
+        "CUDA context", "margin", "budget",
+    ]  # fmt: skip
+    lines = text.splitlines()
+    assert [name for name in names if any(line.startswith(name) for line in lines)] == names
+    assert "Context: 65,536" not in text
+    assert "Chats at a time: " in lines[-1]
+    assert "2,048" in lines[-1]
+    on_cpu = plan(decoder(), EngineConfig().resolved("cpu"), 4 * GIB, SIZES).table()
+    assert not any(name in on_cpu for name in ("pictures", "CUDA", "margin"))
+
+
+def test_graphs_fill_few_places_in_vain() -> None:
+    for most in (1, 3, 5, 64, 100, 256, 1000):
+        sizes = [s.num_seqs for s in graph_sizes(most, 4096) if not s.num_tokens]
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == min(most, 512)
+        assert all(b - a <= max(8, a / 4) for a, b in pairwise(sizes))
+
+
+def test_auto_on_a_gpu_takes_what_is_free_and_leaves_a_margin() -> None:
+    assert memory_budget(EngineConfig(), 80 * GIB, is_gpu=True) == 76 * GIB
+    assert memory_budget(EngineConfig(), GIB, is_gpu=True) == GIB - GIB // 4
+    config = EngineConfig().resolved("cuda")
+    whole = plan_memory(decoder(32768), config, available_bytes=80 * GIB, sizes=GPU_SIZES)
+    assert whole.kv_bytes > 40 * GIB
+
+
+def test_auto_on_a_cpu_caches_no_more_than_helps_but_what_was_promised() -> None:
+    config = EngineConfig().resolved("cpu")
+    usual = plan_memory(decoder(32768), config, available_bytes=80 * GIB, sizes=SIZES)
+    assert 3.9 * GIB < usual.kv_bytes <= 4 * GIB
+    config = EngineConfig(max_model_len=131072, max_num_seqs=1).resolved("cpu")
+    long = plan_memory(decoder(131072), config, available_bytes=80 * GIB, sizes=SIZES)
+    assert long.max_model_len == 131072
+
+
 def test_a_need_beyond_the_positions() -> None:
     with pytest.raises(ConfigError, match="beyond the model's 8192"):
-        memory_need(decoder(), EngineConfig(max_model_len=9000), SIZES)
+        memory_need(decoder(), EngineConfig(max_model_len=9000).resolved("cpu"), SIZES)
 
 
 def test_blocks_that_do_not_hold_what_is_promised() -> None:
-    config = EngineConfig(num_blocks=2, max_model_len=33, memory=GIB)
+    config = EngineConfig(num_blocks=2, max_model_len=33, memory=GIB).resolved("cpu")
     for plan in (
         lambda: memory_need(decoder(), config, SIZES),
         lambda: plan_memory(decoder(), config, available_bytes=0, sizes=SIZES),
@@ -115,8 +255,9 @@ def test_models_that_fit_together_are_loaded_together(
 
 
 def test_the_demo_models_on_a_laptop_with_4_gib_free() -> None:
-    text = memory_need(decoder(), EngineConfig(), SIZES)
-    small = memory_need(decoder(4096, layers=6), EngineConfig(), ElementSizes(32_000_000, 4, 4))
+    config = EngineConfig().resolved("cpu")
+    text = memory_need(decoder(), config, SIZES)
+    small = memory_need(decoder(4096, layers=6), config, ElementSizes(32_000_000, 256, 4))
     left = memory_budget(EngineConfig(), 4 * GIB)
     for own, others in ((text, [small, small]), (small, [small]), (small, [])):
         assert own.good_bytes <= left

@@ -93,7 +93,8 @@ def test_an_unknown_option_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"device": "tpu"}, {"dtype": "int8"}, {"memory": "lots"}, {"block_size": 0},
-     {"max_num_seqs": None}, {"max_model_len": 1.5}],
+     {"max_num_seqs": 0}, {"max_model_len": 1.5}, {"kv_dtype": "int2"},
+     {"device": "cuda:x"}],
 )  # fmt: skip
 def test_bad_options(options: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
