@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,15 @@ from torch import Tensor
 
 from shuzhai.checkpoint import CheckpointConfig
 from shuzhai.config import EngineConfig, ModelConfig
+from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
-from shuzhai.engine.memory import ElementSizes, MemoryPlan, plan_memory
+from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
+from shuzhai.engine.transfer import pack_to_device
+from shuzhai.engine.warmup import measure, run_largest
+from shuzhai.engine.workspace import ElementSizes, context_estimate, graph_sizes
+from shuzhai.formats.kv import head_bytes
+from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.choose import choose_device, make_kernels
 from shuzhai.kernels.cpu import CpuKernels
 from shuzhai.models.decoder import Decoder
 from shuzhai.models.internvl import InternVLEncoder
@@ -37,19 +44,28 @@ _DTYPES = {
 
 
 _SMALL_BYTES = 2**30
+# Of the time to load; the rest warms a GPU up.
+_WEIGHTS_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A model with its cache, ready to run steps. encoder: None for a model that reads text only"""
+    """A model with its cache, ready to run steps. encoder: None for a model that reads text only.
+
+    last_ids  [max_num_seqs] int64 on the device: the engine writes what a step sampled
+    graphs    of steps of few tokens, on a GPU
+    """
 
     model: ModelConfig
     decoder: Decoder
     encoder: InternVLEncoder | XComposer2Encoder | None
+    kernels: Kernels
     kv: list[KVPages]
     plan: MemoryPlan
     device: torch.device
     dtype: torch.dtype
+    last_ids: Tensor
+    graphs: StepGraphs | None = None
 
     @classmethod
     def load(
@@ -65,74 +81,170 @@ class Runner:
         """
         model = read_model_config(folder, checkpoint)
 
-        def load(dtype: torch.dtype, device: torch.device) -> Weights:
+        def load(
+            dtype: torch.dtype, device: torch.device, report: Callable[[float], None]
+        ) -> Weights:
             total = dtype.itemsize * num_parameters(model)
-            report = None if progress is None else (lambda done: progress(done / total))
-            return load_weights(folder, model, dtype, device, report)
+            return load_weights(folder, model, dtype, device, lambda done: report(done / total))
 
-        return cls._build(model, config, load)
+        return cls._build(model, config, load, progress)
 
     @classmethod
     def random(cls, model: ModelConfig, config: EngineConfig) -> Runner:
         """Random weights, to measure speed."""
-        return cls._build(model, config, partial(random_weights, model))
+
+        def load(dtype: torch.dtype, device: torch.device, _: Callable[[float], None]) -> Weights:
+            return random_weights(model, dtype, device)
+
+        return cls._build(model, config, load, None)
 
     @classmethod
+    @torch.inference_mode()
     def _build(
         cls,
         model: ModelConfig,
         config: EngineConfig,
-        load: Callable[[torch.dtype, torch.device], Weights],
+        load: Callable[[torch.dtype, torch.device, Callable[[float], None]], Weights],
+        progress: Callable[[float], None] | None,
     ) -> Runner:
-        device, dtype = torch.device("cpu"), choose_dtype(model, config)
-        kernels = CpuKernels()
-        plan = plan_memory(
-            model,
-            config,
-            available_bytes=available_bytes(),
-            sizes=element_sizes(model, config),
-        )
-        weights = load(dtype, device)
+        report = progress or (lambda _: None)
+        device = choose_device(config.device)
+        dtype = choose_dtype(model, config, device)
+        kernels = make_kernels(device)
+        sizes = sizes_here(model, config)
+        # The CUDA context, which a plan counts in, has been taken already.
+        available = available_bytes(device) + sizes.context_bytes
+        plan = plan_memory(model, config, available_bytes=available, sizes=sizes)
+        share = 1.0 if device.type == "cpu" else _WEIGHTS_SHARE
+        weights = load(dtype, device, lambda done: report(done * share))
         decoder = Decoder(model.decoder, kernels, weights["decoder"])
         encoder: InternVLEncoder | XComposer2Encoder | None = None
         if model.vision is not None:
             family = InternVLEncoder if model.vision.family == "internvl" else XComposer2Encoder
             encoder = family(model.vision, kernels, weights["vision"])
-        kv = allocate_kv_cache(model.decoder, plan.num_blocks, plan.block_size, dtype, device)
-        return cls(model, decoder, encoder, kv, plan, device, dtype)
+        last_ids = torch.zeros(plan.max_num_seqs, dtype=torch.int64, device=device)
+
+        def allocate(num_blocks: int) -> list[KVPages]:
+            return allocate_kv_cache(
+                model.decoder, num_blocks, plan.block_size, dtype, device, config.kv_bits
+            )
+
+        runner = cls(model, decoder, encoder, kernels, [], plan, device, dtype, last_ids)
+        if device.type == "cpu":
+            return replace(runner, kv=allocate(plan.num_blocks))
+        with runner.current():
+            measured = runner._measure(allocate, sizes.context_bytes)
+            plan = fit_plan(plan, model, config, measured)
+            runner = replace(runner, plan=plan, kv=allocate(plan.num_blocks))
+            runner = runner._with_graphs(lambda done: report(share + done * (1 - share)))
+            runner._run_largest(runner.kv)  # takes hold of the memory that was measured
+            return runner
+
+    def _measure(self, allocate: Callable[[int], list[KVPages]], context_bytes: int) -> int:
+        """What the largest steps take beside the KV cache, in bytes, weights included."""
+        plan = self.plan
+        tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
+        num_blocks = -(-tokens // plan.block_size)
+        peak = measure(lambda: self._run_largest(allocate(num_blocks)), self.device, context_bytes)
+        return peak - num_blocks * plan.block_bytes
+
+    def _run_largest(self, kv: list[KVPages]) -> None:
+        """The largest step of each kind, over pages that hold nothing yet."""
+        run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
+        if self.model.vision is not None:
+            side = self.model.vision.image_size
+            self.encode([np.zeros((self.plan.tiles_per_batch, side, side, 3), np.uint8)])
+            torch.cuda.synchronize(self.device)
+
+    def _with_graphs(self, progress: Callable[[float], None]) -> Runner:
+        if not self.kernels.can_record(self.model.decoder, self.kv[0], self.dtype):
+            return self
+        num_pages = -(-self.plan.max_model_len // self.plan.block_size)
+        sizes = graph_sizes(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
+        graphs = StepGraphs(self.decoder, self.kv, sizes, num_pages, self.last_ids, progress)
+        return replace(self, graphs=graphs)
+
+    def current(self) -> AbstractContextManager[object]:
+        """Within it the runner's GPU is the one that kernels are launched on."""
+        return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
+
+    @property
+    def works_ahead(self) -> bool:
+        """A step can be started before the one before it has ended."""
+        return self.device.type != "cpu"
 
     def run(self, step: StepInput) -> Tensor:
-        """Hidden states [R, n] of the step's logit rows."""
-        return self.decoder(step, self.kv)
+        """Hidden states [R, n] of the logit rows of a step on the host. What a graph makes is
+        overwritten by the next step."""
+        if self.graphs is not None and (hidden := self.graphs.run(step)) is not None:
+            return hidden
+        return self.decoder(self._move(step), self.kv)
+
+    def _move(self, step: StepInput) -> StepInput:
+        """The step on the device, by one transfer."""
+        if self.device.type == "cpu":
+            return step
+        on_host = {
+            name: tensor for name, tensor in step.tensors().items() if tensor.device.type == "cpu"
+        }
+        moved = pack_to_device(list(on_host.values()), self.device)
+        return replace(step, **dict(zip(on_host, moved, strict=True)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, n] -> [R, vocab] float32, a tensor of the caller's own."""
         return self.decoder.logits(hidden)
 
-    def encode(self, pixels: np.ndarray) -> Tensor:
-        """Tiles [N, size, size, 3] uint8, at most plan.tiles_per_batch -> rows of the decoder."""
+    def encode(self, parts: Sequence[np.ndarray]) -> Tensor:
+        """Tiles [N, size, size, 3] uint8, at most plan.tiles_per_batch in all -> rows of the
+        decoder."""
         assert self.encoder is not None, "only models with a tower are given pictures"
-        # A copy: the tiles are read-only, which a tensor cannot be.
-        rows = self.encoder(torch.from_numpy(pixels.copy()).to(self.device))
+        count, on_cpu = sum(map(len, parts)), self.device.type == "cpu"
+        host = torch.empty((count, *parts[0].shape[1:]), dtype=torch.uint8, pin_memory=not on_cpu)
+        np.concatenate(parts, out=host.numpy())
+        rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
         return rows.to(self.decoder.activation_dtype)
 
 
-def available_bytes() -> int:
+def available_bytes(device: torch.device) -> int:
     """What the device has free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
-def element_sizes(model: ModelConfig, config: EngineConfig) -> ElementSizes:
-    """Sizes as this runner would load the model."""
-    dtype = choose_dtype(model, config)
-    activation = CpuKernels().activation_dtype(dtype)
-    return ElementSizes(dtype.itemsize * num_parameters(model), dtype.itemsize, activation.itemsize)
+def element_sizes(
+    model: ModelConfig, config: EngineConfig, dtype: torch.dtype, device_bytes: int | None
+) -> ElementSizes:
+    """Sizes as this runner would load the model. device_bytes: of the GPU; None: on a CPU."""
+    is_gpu, head_dim = device_bytes is not None, model.decoder.head_dim
+    activation = dtype if is_gpu else CpuKernels().activation_dtype(dtype)
+    bits = config.kv_bits or 8 * dtype.itemsize
+    return ElementSizes(
+        weight_bytes=dtype.itemsize * num_parameters(model),
+        kv_head_bytes=head_bytes(bits, head_dim),
+        activation_bytes=activation.itemsize,
+        is_gpu=is_gpu,
+        context_bytes=context_estimate(device_bytes) if is_gpu else 0,
+        smaller_kv=tuple((f"int{b}", head_bytes(b, head_dim)) for b in (8, 4) if b < bits),
+    )
 
 
-def choose_dtype(model: ModelConfig, config: EngineConfig) -> torch.dtype:
+def sizes_here(model: ModelConfig, config: EngineConfig) -> ElementSizes:
+    """The same for the device that the config names."""
+    device = choose_device(config.device)
+    device_bytes = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    return element_sizes(model, config, choose_dtype(model, config, device), device_bytes)
+
+
+def choose_dtype(model: ModelConfig, config: EngineConfig, device: torch.device) -> torch.dtype:
     """Of weights and cache. On a CPU, "auto" is float32 for small models, where its exactness costs
-    little, and for those that were shipped in it; bfloat16 halves the memory of the others."""
+    little, and for those that were shipped in it; bfloat16 halves the memory of the others. A GPU
+    that has no bfloat16 gets float16."""
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
+    if device.type == "cuda":
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     small = 4 * num_parameters(model) <= _SMALL_BYTES
     return torch.float32 if small or model.decoder.dtype == "float32" else torch.bfloat16

@@ -1,0 +1,84 @@
+"""The first steps on a GPU: they compile kernels, and show what a step really takes of the memory.
+
+The plan is made from shapes; libraries and the allocator have habits of their own. So the largest
+step of each kind is run once, and the KV cache gets what the budget leaves beside the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from shuzhai.engine.memory import MemoryPlan
+from shuzhai.kernels.base import Kernels
+from shuzhai.models.decoder import Decoder
+from shuzhai.step import DrawInput, KVPages, StepInput
+
+_MORE_CONTEXT = 2**29
+
+
+def prefill_step(num_tokens: int, block_size: int, device: torch.device) -> StepInput:
+    """A prompt of so many tokens over the first pages."""
+    num_pages = -(-num_tokens // block_size)
+    return StepInput(
+        token_ids=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        positions=torch.arange(num_tokens, device=device),
+        slots=torch.arange(num_tokens, device=device),
+        cu_seqlens_q=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
+        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
+        block_tables=torch.arange(num_pages, dtype=torch.int32, device=device)[None],
+        logit_rows=torch.tensor([num_tokens - 1], device=device),
+        num_decodes=int(num_tokens == 1),
+        max_seqlen_q=num_tokens,
+    )
+
+
+def draw_input(num_rows: int, device: torch.device) -> DrawInput:
+    """Of the kind that takes most work."""
+
+    def rows(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full((num_rows,), value, dtype=dtype, device=device)
+
+    top_k = rows(40, torch.int32)
+    return DrawInput(rows(0.8), top_k, rows(0.8), rows(0.01), rows(0.5, torch.float64), True)
+
+
+def run_largest(
+    decoder: Decoder, kernels: Kernels, kv: list[KVPages], plan: MemoryPlan, device: torch.device
+) -> None:
+    """The longest prompt of a step; draws and log-probabilities of as many sequences as can run.
+
+    The largest first: PyTorch keeps what was freed and gives parts of it to smaller steps, whereas
+    steps that grow little by little would each take new memory.
+    """
+    num_tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
+    page_size = plan.block_size
+    # Sizes on both sides of where kernels change, so that none is compiled in a user's request.
+    for count in sorted({1, 2, 20, 200, num_tokens}, reverse=True):
+        if count <= num_tokens:
+            hidden = decoder(prefill_step(count, page_size, device), kv)
+    for count in (plan.max_num_seqs, 1):
+        logits = decoder.logits(hidden.expand(count, -1).contiguous())
+        rows = torch.arange(count, device=device)
+        logprobs = logits[rows].log_softmax(-1)
+        kernels.draw(logits[rows], draw_input(count, device))
+        kernels.argmax(logits)
+        del logits, logprobs
+    torch.cuda.synchronize(device)
+
+
+def measure(run: Callable[[], None], device: torch.device, context_bytes: int) -> int:
+    """What the process takes of the device at most while this runs, in bytes.
+
+    What is not PyTorch's is taken for this process's context, which grows as kernels are loaded, up
+    to _MORE_CONTEXT above the estimate: the rest belongs to others.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    free, total = torch.cuda.mem_get_info(device)
+    outside = total - free - torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    torch.cuda.empty_cache()
+    return peak + min(max(outside, context_bytes), context_bytes + _MORE_CONTEXT)

@@ -1,0 +1,348 @@
+"""One token a sequence: rotate, store, attend, in one kernel, split over the sequence.
+
+A program has one kv head of a sequence with all its query heads, and one of `num_splits` parts of
+the past. So many programs are launched for any length, that a captured graph serves all lengths;
+those with nothing to do end at once. The program of the last part adds the new token from its
+registers, which no other reads; the last to arrive of several adds up what they found.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from shuzhai.kernels.triton.attention import (
+    LOG2_E,
+    Tile,
+    as_query,
+    attend_loaded,
+    attend_tile,
+    capability,
+    check,
+    check_ints,
+    load_tile,
+    pages_of,
+    param_words,
+    rows_of,
+    store_result,
+)
+from shuzhai.kernels.triton.kv_store import keep_halves, keep_whole, turned
+from shuzhai.step import KVPages
+
+_MAX_SPLITS = tl.constexpr(32)
+# Counters of arrivals: one for each sequence and kv head of a step.
+_NUM_COUNTERS = 2**16
+# Programs a multiprocessor to aim at, and those that find room on one: too few leave memory idle,
+# too many add up more parts, or wait.
+_PROGRAMS = 8
+_RESIDENT = 3
+# A part is not worth its adding up below so many tokens: where few sequences leave multiprocessors
+# idle, where there is about enough to do, and where there is too much.
+_MIN_SPANS = (64, 128, 512)
+
+
+class DecodeWorkspace:
+    """What decode_attend keeps between calls on one device and one stream: zeroed counters."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.counters = torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
+        self.capability = capability(device)
+        is_cuda = device.type == "cuda"
+        self.num_processors = (
+            torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 4
+        )
+
+
+def choose_splits(num_pairs: int, num_processors: int) -> tuple[int, int]:
+    """(most parts, least tokens of a part) of each of so many pairs of sequence and kv head."""
+    few, enough, much = _MIN_SPANS
+    room = _RESIDENT * num_processors
+    least = few if 4 * num_pairs <= room else enough if num_pairs <= room else much
+    most = max(1, min(_MAX_SPLITS.value, _PROGRAMS * num_processors // num_pairs))
+    return most, least
+
+
+def choose_tile(head_dim: int, dtype: torch.dtype, bits: int, group: int, device_cc: int) -> Tile:
+    """bits: of the pages; group: query heads a kv head; device_cc: capability, 90 for 9.0."""
+    rows = triton.next_power_of_2(group)
+    if dtype == torch.float32 or device_cc < 80:
+        # Without tensor cores: the compiler has none for float32 as such, nor before 8.0.
+        is_small = head_dim <= 128 and rows <= 4
+        return Tile(rows, 32 if is_small else 16, 4 if head_dim <= 128 else 8, 1)
+    return Tile(max(16, rows), 64 if head_dim <= 128 else 32, 4, 3)
+
+
+@triton.jit
+def _queries(
+    token: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    head: tl.tensor,
+    score_scale: tl.tensor,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BITS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The rotated queries [R, W] of a kv head as attend_tile takes them."""
+    W: tl.constexpr = D // 2 if BITS == 4 else D
+    r, d = tl.arange(0, R)[:, None], tl.arange(0, W)[None, :]
+    heads = token + (head * G + r) * D
+    q = as_query(turned(heads, cos, sin, d, r < G, D), score_scale, BITS)
+    q2 = as_query(turned(heads, cos, sin, d + W, r < G, D), score_scale, BITS) if BITS == 4 else q
+    return q, q2
+
+
+@triton.jit
+def _take_new(
+    token: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    pages: tl.tuple,
+    slot: tl.tensor,
+    head: tl.tensor,
+    query: tl.tuple,
+    unit: tl.tensor,
+    is_new: tl.tensor,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    N: tl.constexpr,
+    BITS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Store the new key and value of a kv head; the state of attend_tile that has seen only them,
+    as they lie in the pages: both only where is_new. No branch, so that all loads go together."""
+    W: tl.constexpr = D // 2 if BITS == 4 else D
+    key = token + (H + head) * D + tl.zeros([1, 1], tl.int32)
+    value, d = key + K * D, tl.arange(0, W)[None, :]
+    rows = slot * K + head + tl.zeros([1], tl.int64)
+    is_kept, has = (rows >= 0) & is_new, d < D
+    k, v = turned(key, cos, sin, d, has, D), tl.load(value + d)
+    if BITS == 4:
+        k2, v2 = turned(key, cos, sin, d + W, has, D), tl.load(value + d + W)
+        k, k2 = keep_halves(pages[0], pages[2], rows, is_kept, k, k2, D, BITS)
+        v, v2 = keep_halves(pages[1], pages[3], rows, is_kept, v, v2, D, BITS)
+        top = tl.sum(query[0].to(tl.float32) * k + query[1].to(tl.float32) * k2, 1)
+        acc2 = tl.zeros([R, W], tl.float32) + v2
+    else:
+        k = keep_whole(pages[0], pages[2], rows, is_kept, k, D, BITS)
+        v = keep_whole(pages[1], pages[3], rows, is_kept, v, D, BITS)
+        top = tl.sum(query[0].to(tl.float32) * k, 1)
+        acc2 = tl.zeros([R, 1], tl.float32)
+    is_first = (tl.arange(0, N)[None, :] == 0) & is_new
+    total = tl.where(is_first, tl.full([R, N], 1.0, tl.float32), 0.0)
+    acc = tl.where(is_new, tl.zeros([R, W], tl.float32) + v, 0.0)
+    return tl.where(is_new, top * unit, float("-inf")), total, acc, tl.where(is_new, acc2, 0.0)
+
+
+@triton.jit
+def _add_up(
+    to: tl.tensor,
+    partials: tl.tensor,
+    weights: tl.tensor,
+    used: tl.tensor,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    FEW: tl.constexpr,
+) -> None:
+    """Write the mean of the parts' results [used, G, D], weighted by 2 ** weights [used, G]; FEW
+    parts at a time. GP: G rounded up to a power of 2."""
+    every, g, d = tl.arange(0, _MAX_SPLITS)[:, None], tl.arange(0, GP), tl.arange(0, D)
+    # Past the first-level cache, which does not see what other processors write.
+    logs = tl.load(
+        weights + every * G + g[None, :], mask=(every < used) & (g < G)[None, :],
+        other=float("-inf"), cache_modifier=".cg",
+    )  # fmt: skip
+    top = tl.where(g < G, tl.max(logs, 0), 0.0)
+    whole = tl.where(g < G, tl.sum(tl.exp2(logs - top[None, :]), 0), 1.0)
+    acc = tl.zeros([GP, D], tl.float32)
+    for first in tl.range(0, used, FEW, num_stages=1):
+        parts = first + tl.arange(0, FEW)[:, None]
+        at, has = parts * G + g[None, :], (parts < used) & (g < G)[None, :]
+        share = tl.load(weights + at, mask=has, other=float("-inf"), cache_modifier=".cg")
+        found = partials + at[:, :, None] * D + d[None, None, :]
+        found = tl.load(found, mask=has[:, :, None], other=0.0, cache_modifier=".cg")
+        acc += tl.sum(found * tl.exp2(share - top[None, :])[:, :, None], 0)
+    to += g[:, None] * D + d[None, :]
+    tl.store(to, (acc / whole[:, None]).to(to.dtype.element_ty), mask=(g < G)[:, None])
+
+
+@triton.jit
+def _hand_over(
+    to: tl.tensor,
+    state: tl.tuple,
+    parts: tl.tuple,
+    pair: tl.tensor,
+    split: tl.tensor,
+    num_splits: tl.tensor,
+    used: tl.tensor,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BITS: tl.constexpr,
+    FEW: tl.constexpr,
+) -> None:
+    """Write one part's result beside those of the others; the last to arrive adds up all."""
+    partials, weights, counters = parts
+    part, r = pair * num_splits + split, tl.arange(0, R)
+    store_result(partials + (part * G + r) * D, state, r < G, D, BITS)
+    tl.store(weights + part * G + r, state[0] + tl.log2(tl.sum(state[1], 1)), mask=r < G)
+    # All threads' writes come before the one that says so.
+    tl.debug_barrier()
+    if tl.atomic_add(counters + pair, 1, sem="acq_rel") == used - 1:
+        tl.store(counters + pair, 0)
+        part = pair * num_splits * G
+        _add_up(to, partials + part * D, weights + part, used, G, GP, D, FEW)
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "num_splits", "min_span"],
+    do_not_specialize_on_alignment=["slots", "seq_lens", "tables"],
+)
+def _decode_kernel(
+    qkv: tl.tensor, cos: tl.tensor, sin: tl.tensor, keys: tl.tensor, values: tl.tensor,
+    key_params: tl.tensor, value_params: tl.tensor, out: tl.tensor, slots: tl.tensor,
+    seq_lens: tl.tensor, tables: tl.tensor, table_stride: tl.tensor, partials: tl.tensor,
+    weights: tl.tensor, counters: tl.tensor, num_splits: tl.tensor, min_span: tl.tensor,
+    score_scale: tl.tensor, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BITS: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+    GP: tl.constexpr, FEW: tl.constexpr, ASM: tl.constexpr, USE_PDL: tl.constexpr,
+) -> None:  # fmt: skip
+    """One part of one sequence and kv head. partials [B, K, num_splits, G, D] and weights
+    [B, K, num_splits, G], the log2 of what each part weighs, are float32."""
+    G: tl.constexpr = H // K
+    head, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    length = tl.load(seq_lens + b)
+    past = length - 1
+    span = tl.cdiv(tl.maximum(tl.cdiv(past, num_splits), min_span), N) * N
+    used = tl.maximum(tl.cdiv(past, span), 1)
+    if split >= used:
+        return
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    # The past was stored by steps before: its first tile is on its way while the kernel in front
+    # still works on the new token.
+    pages, unit = (keys, values, key_params, value_params), score_scale if BITS >= 16 else 1.0
+    first = split * span
+    last = tl.minimum(first + span, past)
+    table, places = tables + b * table_stride, first + tl.arange(0, N)
+    numbers = pages_of(table, places, last, PAGE_SIZE)
+    valid, rows = places < last, rows_of(numbers, places, head, K, PAGE_SIZE)
+    places += N
+    numbers = pages_of(table, places, last, PAGE_SIZE)
+    float_type: tl.constexpr = qkv.dtype.element_ty
+    dtype: tl.constexpr = float_type if BITS >= 16 or float_type == tl.float32 else tl.float16
+    k, k2 = load_tile(keys, key_params, rows, valid, dtype, D, BITS, ASM)
+    v, v2 = load_tile(values, value_params, rows, valid, dtype, D, BITS, ASM)
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    token = qkv + b * ((H + 2 * K) * D)
+    cos, sin = cos + b * (D // 2), sin + b * (D // 2)
+    query = _queries(token, cos, sin, head, score_scale, G, D, R, BITS)
+    slot, is_new = tl.load(slots + b), (split == used - 1) & (length > 0)
+    state = _take_new(token, cos, sin, pages, slot, head, query, unit, is_new, H, K, D, R, N, BITS)
+    state = attend_loaded(query, state, (k, k2, v, v2), valid[None, :], unit, BITS, True)
+    for _ in range(first + N, last, N):
+        valid, rows = places < last, rows_of(numbers, places, head, K, PAGE_SIZE)
+        places += N
+        numbers = pages_of(table, places, last, PAGE_SIZE)
+        state = attend_tile(
+            query, state, pages, rows, valid, valid[None, :], unit, D, BITS, True, ASM
+        )
+    to, pair = out + (b * K + head) * (G * D), b * K + head
+    if used == 1:
+        r = tl.arange(0, R)
+        store_result(to + r * D, state, r < G, D, BITS)
+    else:
+        parts = (partials, weights, counters)
+        _hand_over(to, state, parts, pair, split, num_splits, used, G, GP, D, R, BITS, FEW)
+
+
+def decode_attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    pages: KVPages,
+    slots: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    workspace: DecodeWorkspace,
+    out: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Kernels.attend of B sequences that bring one token each.
+
+    qkv [B, H + 2K, D] contiguous; cos, sin [B, D/2] float32; slots [B] int64; seq_lens [B] int32,
+    new token included; block_tables [B, P] int32 -> out [B, H, D], 0 where the length is 0.
+    tile: None chooses. seq_lens, block_tables and the past in the pages were there before the
+    first kernel of the step began, itself launched without programmatic dependence: they are read
+    before the kernel in front has ended.
+    """
+    batch, num_heads, head_dim = qkv.shape
+    num_kv_heads, page_size = pages.keys.shape[2], pages.keys.shape[1]
+    num_heads -= 2 * num_kv_heads
+    check(qkv, pages, num_heads)
+    out = qkv.new_empty(batch, num_heads, head_dim) if out is None else out
+    _check_decode(qkv, cos, sin, slots, seq_lens, block_tables, out, num_kv_heads)
+    if not batch:
+        return out
+    pairs, group = batch * num_kv_heads, num_heads // num_kv_heads
+    splits, min_span = choose_splits(pairs, workspace.num_processors)
+    tile = tile or choose_tile(head_dim, qkv.dtype, pages.bits, group, workspace.capability)
+    parts = torch.empty(
+        pairs * splits * group * (head_dim + 1), dtype=torch.float32, device=qkv.device
+    )
+    group_p2 = triton.next_power_of_2(group)
+    use_pdl = workspace.capability >= 90
+    options = {"launch_pdl": True} if use_pdl else {}
+    _decode_kernel[(num_kv_heads, splits, batch)](
+        qkv, cos, sin, pages.keys, pages.values, *param_words(pages), out, slots, seq_lens,
+        block_tables, block_tables.stride(0), parts, parts[pairs * splits * group * head_dim :],
+        workspace.counters, splits, min_span, scale * LOG2_E, H=num_heads, K=num_kv_heads,
+        D=head_dim, PAGE_SIZE=page_size, BITS=pages.bits, R=tile.rows, N=tile.keys, GP=group_p2,
+        FEW=max(1, min(_MAX_SPLITS.value, 8192 // (group_p2 * head_dim))), ASM=qkv.is_cuda,
+        USE_PDL=use_pdl, num_warps=tile.warps, num_stages=tile.stages,
+        **options,
+    )  # fmt: skip
+    return out
+
+
+def _check_decode(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    out: Tensor,
+    num_kv_heads: int,
+) -> None:
+    """Raise ValueError unless the shapes and types belong together."""
+    batch, head_dim = qkv.shape[0], qkv.shape[2]
+    check_ints(torch.int64, slots=slots)
+    check_ints(torch.int32, seq_lens=seq_lens)
+    check_ints(torch.float32, cos=cos, sin=sin)
+    if batch * num_kv_heads > _NUM_COUNTERS:
+        raise ValueError(f"{batch} sequences of {num_kv_heads} kv heads: too many")
+    if block_tables.dtype != torch.int32 or block_tables.stride(1) != 1:
+        raise ValueError(f"block_tables {block_tables.dtype}, {block_tables.stride()}")
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    expected = {
+        "cos": (cos, (batch, head_dim // 2)),
+        "sin": (sin, (batch, head_dim // 2)),
+        "slots": (slots, (batch,)),
+        "seq_lens": (seq_lens, (batch,)),
+        "block_tables": (block_tables, (batch, block_tables.shape[1])),
+        "out": (out, (batch, num_heads, head_dim)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: {tuple(tensor.shape)}, not {shape}")
+    if out.dtype != qkv.dtype or not (out.is_contiguous() and qkv.is_contiguous()):
+        raise ValueError("qkv and out: contiguous, of one type")

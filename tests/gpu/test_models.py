@@ -1,0 +1,193 @@
+"""The reference checkpoints through the real engine on a GPU, against the models' own code.
+
+Tolerances are those of the arithmetic: float32 on a GPU sums in another order than on a CPU; with
+bfloat16, 8 bits of every number are kept, with float16, 11.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shuzhai.checkpoint import read_checkpoint_config
+from shuzhai.config import EngineConfig
+from shuzhai.engine.engine import Engine
+from shuzhai.engine.request import Request, SamplingParams
+from tests.parity.test_internlm2 import GREEDY, run
+from tests.parity.test_internlm2 import load as load_on_cpu
+from tests.parity.test_vision import request_of
+from tests.support.reference import BESIDE, OWN, Reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+# Of the logits' largest and mean difference from the reference, whose standard deviation is 2.6;
+# with pages of codes from a CPU that has the same codes, but for those that rounding moved.
+TOLERANCES = {
+    "float32": (2e-3, 2e-4),
+    "bfloat16": (0.6, 0.1),
+    "float16": (0.1, 0.015),
+    "float32-int8": (0.2, 0.02),
+    "float32-int4": (1.5, 0.1),
+    "bfloat16-int8": (1.0, 0.12),
+    "bfloat16-int4": (6.0, 0.6),
+}
+FOLDERS = [OWN / "internlm2", OWN / "internvl2", BESIDE / "internlm-xcomposer2"]
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda f: f"{f.parent.name}-{f.name}")
+def reference(request: pytest.FixtureRequest) -> Reference:
+    if not request.param.exists():
+        pytest.skip("no reference data beside the checkout")
+    return Reference.read(request.param)
+
+
+def load(folder: Path, kind: str, **options: object) -> Engine:
+    dtype, _, kv_dtype = kind.partition("-")
+    config = EngineConfig.from_options(
+        {"device": "cuda", "dtype": dtype, "kv_dtype": kv_dtype or "auto", "memory": "4GiB",
+         "max_num_seqs": 16, "max_num_batched_tokens": 2048, "num_blocks": 512, **options}
+    )  # fmt: skip
+    return Engine.load(read_checkpoint_config(folder), config, folder)
+
+
+def requests_of(reference: Reference, engine: Engine, **more: object) -> list[Request]:
+    requests = []
+    for case in reference.cases:
+        if "config_overrides" in case:
+            continue
+        if "images" in case:
+            requests.append(request_of(case, reference, engine, **more))
+        else:
+            requests.append(Request(case["name"], tuple(case["input_ids"]), GREEDY, **more))
+    return requests
+
+
+def cases_of(reference: Reference) -> list[dict]:
+    return [case for case in reference.cases if "config_overrides" not in case]
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_logits(reference: Reference, kind: str) -> None:
+    engine = load(reference.folder, kind)
+    results = run(engine, requests_of(reference, engine, want_prompt_logits=True))
+    expected: dict[str, torch.Tensor] = {}
+    if "-" in kind:
+        kv_dtype = kind.partition("-")[2]
+        on_cpu = load_on_cpu(reference.folder, kv_dtype=kv_dtype, max_num_batched_tokens=2048)
+        told = run(on_cpu, requests_of(reference, on_cpu, want_prompt_logits=True))
+        expected = {name: torch.cat(parts) for name, (_, parts) in told.items()}
+    largest, mean = TOLERANCES[kind]
+    for case in cases_of(reference):
+        logits = torch.cat(results[case["name"]][1])
+        if expected:
+            difference = (logits - expected[case["name"]]).abs()
+        else:
+            known = reference.tensors[case["name"] + ".logits"]
+            difference = (logits[case["logits_positions"]] - known).abs()
+        assert difference.max() < largest, (case["name"], difference.max(), difference.mean())
+        assert difference.mean() < mean, (case["name"], difference.max(), difference.mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 48, "num_blocks": 200}])
+def test_greedy_answers_in_float32(reference: Reference, options: dict) -> None:
+    """In company, recorded decode steps included, from a cold and from a warm prefix cache."""
+    engine = load(reference.folder, "float32", **options)
+    for _ in range(2):
+        results = run(engine, requests_of(reference, engine))
+        for case in cases_of(reference):
+            if "greedy_ids" in case:
+                assert results[case["name"]][0] == case["greedy_ids"]
+    assert engine.stats().num_cached_prompt_tokens > 0
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "bfloat16-int8", "bfloat16-int4"])
+def test_batched_is_alone(kind: str) -> None:
+    """Logits of a prompt among others, and in chunks, against those of the prompt by itself: what
+    differs is rounding."""
+    reference = Reference.read(OWN / "internlm2")
+    engine = load(reference.folder, kind, enable_prefix_caching=False)
+    requests = requests_of(reference, engine, want_prompt_logits=True)
+    together = run(engine, requests)
+    chunked = load(reference.folder, kind, enable_prefix_caching=False, max_num_batched_tokens=37)
+    for request in requests:
+        alone = torch.cat(run(engine, [request])[request.id][1])
+        for other in (together[request.id][1], run(chunked, [request])[request.id][1]):
+            difference = (torch.cat(other) - alone).abs()
+            # Codes of 4 bits turn what rounding moved over a border into a whole step.
+            assert difference.mean() < (0.15 if kind.endswith("int4") else 0.05)
+
+
+def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens with graphs and without, one chat and sixteen."""
+    reference = Reference.read(OWN / "internlm2")
+    answers = []
+    for is_recorded in (True, False):
+        engine = load(reference.folder, "bfloat16")
+        assert engine._runner.graphs is not None
+        if not is_recorded:
+            monkeypatch.setattr(type(engine._runner.graphs), "run", lambda self, step: None)
+        requests = requests_of(reference, engine)
+        answers.append([run(engine, [requests[0]]), run(engine, requests)])
+    recorded, eager = answers
+    for a, b in zip(recorded, eager, strict=True):
+        assert {k: v[0] for k, v in a.items()} == {k: v[0] for k, v in b.items()}
+
+
+def test_no_step_waits_for_the_device() -> None:
+    """Greedy, drawn and with log-probabilities: between the start of a step and its being read,
+    nothing asks the device."""
+    reference = Reference.read(OWN / "internlm2")
+    engine = load(reference.folder, "bfloat16")
+    kinds = [
+        {"temperature": 0}, {"temperature": 0.8, "top_p": 0.8, "top_k": 40, "min_p": 0.01},
+        {"temperature": 0.8}, {"temperature": 0, "logprobs": 3},
+    ]  # fmt: skip
+    for i in range(12):
+        params = SamplingParams(max_tokens=24, ignore_eos=True, seed=i, **kinds[i % len(kinds)])
+        engine.add(Request(str(i), tuple(range(3, 40 + i)), params))
+    for _ in range(4):
+        engine.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(12):
+            engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    while engine.has_work:
+        engine.step()
+
+
+def test_drawn_answers_are_repeatable() -> None:
+    reference = Reference.read(OWN / "internlm2")
+    engine = load(reference.folder, "float32", enable_prefix_caching=False)
+    params = SamplingParams(max_tokens=24, ignore_eos=True, seed=5, temperature=1.0, top_p=0.9)
+    ids = tuple(reference.cases[0]["input_ids"])
+    first = run(engine, [Request("a", ids, params)])["a"][0]
+    company = [Request(str(i), ids, SamplingParams(max_tokens=30)) for i in range(9)]
+    again = run(engine, [*company, Request("b", ids, params)])["b"][0]
+    assert first == again
+
+
+def test_a_penalty_is_read_before_the_next_step() -> None:
+    reference = Reference.read(OWN / "internlm2")
+    engine = load(reference.folder, "float32")
+    ids = tuple(reference.cases[0]["input_ids"])
+    once = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, presence_penalty=2.0,
+                          frequency_penalty=2.0, repetition_penalty=50.0)  # fmt: skip
+    plain = Request("plain", ids, GREEDY)
+    tokens = run(engine, [plain, Request("x", ids, once)])["x"][0]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_the_memory_stays_within_the_budget() -> None:
+    reference = Reference.read(OWN / "internvl2")
+    torch.cuda.empty_cache()
+    engine = load(reference.folder, "bfloat16", memory="2GiB", num_blocks=None)
+    torch.cuda.reset_peak_memory_stats()
+    run(engine, requests_of(reference, engine))
+    context = engine.plan.workspace.context_bytes
+    assert torch.cuda.max_memory_reserved() + context <= 2 * 2**30
+    assert engine.plan.total_bytes <= 2 * 2**30
