@@ -198,7 +198,7 @@ class Examiner:
         answer = ANSWERS["where"][language]
         return (
             self._question("where", language, name=facts.concepts[which].name(language)),
-            answer.format(place=place if language == "en" else PLACES[place]),
+            answer.format(place=place.capitalize() if language == "en" else PLACES[place]),
         )
 
     def _what_at(self, facts: Facts, which: int, language: str) -> tuple[str, str]:

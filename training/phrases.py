@@ -145,7 +145,7 @@ OF_TWO = {
 ANSWERS: dict[str, dict[str, str]] = {
     "sentence": {"en": "The picture shows {name}.", "zh": "图中是{name}。"},
     "sentence_many": {"en": "The picture shows, from left to right: {name}.", "zh": "图中从左到右是{name}。"},
-    "where": {"en": "At the {place}.", "zh": "在{place}。"},
+    "where": {"en": "{place}.", "zh": "{place}。"},
     "yes_is": {"en": "Yes, it is {name}.", "zh": "是的，这是{name}。"},
     "no_is": {"en": "No, it is {name}.", "zh": "不是，这是{name}。"},
     "yes_there": {"en": "Yes.", "zh": "有。"},

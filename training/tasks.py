@@ -27,8 +27,8 @@ from training.scenes import (
 
 # How often each task is drawn in training, in percent.
 MIX = {
-    "name": 20, "sentence": 4, "list": 9, "count": 10, "where": 13, "what_at": 6, "digits": 5,
-    "words": 6, "colour": 4, "compare": 6, "is_it": 6, "is_there": 7, "follow_up": 2, "talk": 2,
+    "name": 20, "sentence": 2, "list": 6, "count": 10, "where": 24, "what_at": 4, "digits": 2,
+    "words": 5, "colour": 4, "compare": 4, "is_it": 6, "is_there": 9, "follow_up": 2, "talk": 2,
 }  # fmt: skip
 # How often more is asked about a picture, and how often such a question is in the other language:
 # a question is cheap, the tower's pass over its picture is not.
@@ -247,13 +247,13 @@ class Teacher:
 
     def _in_cells(self) -> Facts:
         rng = self._rng
-        count = rng.choices((1, 2, 3, 4), (0.45, 0.25, 0.2, 0.1))[0]
+        count = rng.choices((1, 2, 3, 4), (0.15, 0.35, 0.3, 0.2))[0]
         while True:
             cells = rng.sample(range(9), count)
             concepts = self._world.different_things(rng, count)
             if self._world.allows((c.index, i) for c, i in zip(concepts, cells, strict=True)):
                 break
-        grid = choose_tiles(rng, "any")
+        grid = choose_tiles(rng, "any", small=rng.random() < 0.5)
         places = place_cells(rng, cells, grid[0] / grid[1])
         queries = [Query(k, i) for k in ("where", "what_at") for i in range(count)]
         queries += [Query("count"), Query("is_there")]

@@ -19,6 +19,8 @@ from training.phrases import ANSWERS, FOLLOW_NAME, PLACE_WORDS, PLACES, QUESTION
 from training.prompts import INTERNVL2_SYSTEM, MARKERS, XCOMPOSER2_SYSTEM
 
 VOCAB_SIZE = 4096
+# Answers as they were when the shipped tokenizer was made: it stays as it is.
+_ANSWERS = ANSWERS | {"where": {"en": "At the {place}.", "zh": "在{place}。"}}
 
 
 def corpus(folder: Path) -> Iterator[str]:
@@ -29,7 +31,7 @@ def corpus(folder: Path) -> Iterator[str]:
         for _ in range(8):
             yield from (concept.en, concept.zh, f"a {concept.en},", f"{concept.zh}、")
         yield from (*concept.keywords_en, *concept.keywords_zh)
-    for tables in (QUESTIONS, ANSWERS):
+    for tables in (QUESTIONS, _ANSWERS):
         for table in tables.values():
             for language, lines in table.items():
                 for line in [lines] if isinstance(lines, str) else lines:

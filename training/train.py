@@ -44,7 +44,7 @@ from training.tower import (
 # The first and the last step that --profile looks at.
 PROFILED = (40, 44)
 # Of what the decoder gets of a patch: it must not know drawings by heart.
-_DROPOUT = 0.1
+_DROPOUT = 0.2
 # Sheets go on beside the dialogues, so that the tower forgets nothing.
 _MIX = Mix(portraits=192, cells=((2, 32), (3, 32), (4, 24)), texts=48)
 
