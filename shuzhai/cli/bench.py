@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ from shuzhai.kernels.choose import choose_device
 
 # Ids that every model's vocabulary has, for a server of which nothing is known.
 _SMALL_VOCAB = 4000
+_LONGEST_SIDE = 10_000
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _GPU_CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -68,19 +70,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     web.add_argument("--url", metavar="URL", help="of a running server (default: one is started)")
     web.add_argument("--api-key", metavar="KEY", help="the server's key (or set SHUZHAI_API_KEY)")
     web.add_argument(
-        "--rate", type=float, default=0.0, help="requests a second (default: no limit)"
+        "--rate", type=_rate, default=0.0, help="requests a second (default: no limit)"
     )
     web.add_argument(
         "--concurrency", type=_count, default=256, help="open at a time (default: 256)"
     )
     grow = _add(kinds, "sweep", "decode speed against batch and context")
-    grow.add_argument("--batches", type=_count, nargs="*", metavar="N")
-    grow.add_argument("--contexts", type=_count, nargs="*", metavar="N")
+    grow.add_argument("--batches", type=_count, nargs="+", metavar="N")
+    grow.add_argument("--contexts", type=_count, nargs="+", metavar="N")
     grow.add_argument(
         "--batch-context", type=_count, default=112, metavar="N", help="of the batches"
     )
     grow.add_argument("--steps", type=_many, metavar="N", help="of each point")
-    grow.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too")
+    grow.add_argument("--svg", type=_file, metavar="FILE", help="draw it, too")
     for each in (one, long):
         each.add_argument("--repeats", type=_count, metavar="N")
     for name, run_one in _KINDS.items():
@@ -102,7 +104,7 @@ def _add(
         metavar="NAME",
         help=f"a model's shapes without its weights: {', '.join(SHAPES)}, or a folder",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the line of JSON there")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write the line of JSON there")
     add_size_options(parser)
     return parser
 
@@ -135,7 +137,27 @@ def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"a size is like 1600x1200, not {text!r}")
+    if not all(1 <= int(side) <= _LONGEST_SIDE for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"sides are from 1 to {_LONGEST_SIDE}, not {text}")
     return int(width), int(height)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text!r}")
+    return rate
+
+
+def _file(text: str) -> Path:
+    """Before anything is measured: the folder must be there."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it must be in a folder")
+    return path
 
 
 class _Stage:

@@ -91,7 +91,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument(
         "--kv-dtype",
         choices=("auto", "int8", "int4"),
-        help="of the KV cache: int8 and int4 hold two and four times the tokens (default: auto)",
+        help="of the KV cache: int8 holds nearly twice the tokens, int4 over three times as many "
+        "(default: auto)",
     )
     group.add_argument(
         "--memory",

@@ -38,6 +38,7 @@ from shuzhai.engine.sampler import LogprobReport, Sampled, sample
 from shuzhai.engine.scheduler import Scheduled, Scheduler
 from shuzhai.engine.sequence import Sequence
 from shuzhai.engine.transfer import to_device
+from shuzhai.engine.workspace import context_estimate
 from shuzhai.errors import (
     OverloadedError,
     ShuzhaiError,
@@ -84,7 +85,11 @@ def resolve(config: EngineConfig) -> EngineConfig:
 def budget_bytes(config: EngineConfig) -> int:
     """What the engines of this process may take together, as the device is now."""
     device = choose_device(config.device)
-    return memory_budget(config, available_bytes(device), is_gpu=device.type == "cuda")
+    if device.type == "cpu":
+        return memory_budget(config, available_bytes(device))
+    # The CUDA context has been taken already, and plans count it in.
+    available = available_bytes(device) + context_estimate(torch.cuda.mem_get_info(device)[1])
+    return memory_budget(config, available, is_gpu=True)
 
 
 def release_memory(*, collect: bool) -> None:

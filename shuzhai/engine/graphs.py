@@ -97,7 +97,8 @@ class _Graph:
     def capture(self, run: Callable[[StepInput], Tensor], pool: tuple[int, int]) -> None:
         run(self._step)  # compiles what is not compiled yet, which a capture must not
         torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Other engines may go on in their threads.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._hidden = run(self._step)
 
     def replay(self, step: StepInput) -> Tensor:

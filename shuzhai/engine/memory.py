@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from shuzhai.config import (
     MAX_TILES,
@@ -226,9 +227,9 @@ def fit_plan(
     taken but the KV cache and recorded steps. MemoryBudgetError if what was promised does not fit.
     """
     limit = allowed_length(model.decoder, config)
-    room = max(0, plan.budget_bytes - measured_bytes - plan.workspace.graph_bytes)
+    room = plan.budget_bytes - measured_bytes - plan.workspace.graph_bytes
     useful = -(-_useful_tokens(limit, config) // plan.block_size)
-    num_blocks = min(config.num_blocks or useful, room // plan.block_bytes)
+    num_blocks = min(config.num_blocks or useful, max(0, room) // plan.block_bytes)
     promised = max(_needed_tokens(limit, config), (config.num_blocks or 0) * plan.block_size)
     if num_blocks * plan.block_size < promised:
         short = -(-promised // plan.block_size) * plan.block_bytes - room
@@ -237,15 +238,30 @@ def fit_plan(
             f"{num_blocks * plan.block_size} tokens of KV cache, but {promised} are needed; give "
             f"memory={(plan.budget_bytes + short) / 2**30 + 0.01:.2f}GiB or more"
         )
-    planned = plan.weight_bytes + plan.vision_bytes + plan.workspace_bytes
-    more = measured_bytes + plan.workspace.graph_bytes - planned
-    margin = max(0, plan.workspace.margin_bytes + more)
     return replace(
         plan,
         num_blocks=num_blocks,
         max_model_len=min(limit, num_blocks * plan.block_size),
-        workspace=replace(plan.workspace, margin_bytes=margin),
+        **_measured_parts(plan, measured_bytes),
     )
+
+
+def _measured_parts(plan: MemoryPlan, measured_bytes: int) -> dict[str, Any]:
+    """The plan's parts, none larger than planned, with what was measured as their sum."""
+    space, rest = plan.workspace, measured_bytes - plan.weight_bytes
+    parts = {}
+    for name, size in (
+        ("context_bytes", space.context_bytes),
+        ("vision_bytes", plan.vision_bytes),
+        ("library_bytes", space.library_bytes),
+        ("activation_bytes", space.activation_bytes),
+        ("sampler_bytes", space.sampler_bytes),
+    ):
+        parts[name] = max(0, min(size, rest))
+        rest -= parts[name]
+    vision_bytes = parts.pop("vision_bytes")
+    workspace = replace(space, **parts, margin_bytes=max(0, rest))
+    return {"vision_bytes": vision_bytes, "workspace": workspace}
 
 
 def changes_that_fit(

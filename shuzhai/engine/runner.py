@@ -18,7 +18,7 @@ from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
 from shuzhai.engine.transfer import pack_to_device
-from shuzhai.engine.warmup import measure, run_largest
+from shuzhai.engine.warmup import HOLES_BYTES, measure, reserved_bytes, run_largest
 from shuzhai.engine.workspace import ElementSizes, context_estimate, graph_sizes
 from shuzhai.formats.kv import head_bytes
 from shuzhai.kernels.base import Kernels
@@ -116,6 +116,7 @@ class Runner:
         available = available_bytes(device) + sizes.context_bytes
         plan = plan_memory(model, config, available_bytes=available, sizes=sizes)
         share = 1.0 if device.type == "cpu" else _WEIGHTS_SHARE
+        others_bytes = reserved_bytes(device)
         weights = load(dtype, device, lambda done: report(done * share))
         decoder = Decoder(model.decoder, kernels, weights["decoder"])
         encoder: InternVLEncoder | XComposer2Encoder | None = None
@@ -133,7 +134,7 @@ class Runner:
         if device.type == "cpu":
             return replace(runner, kv=allocate(plan.num_blocks))
         with runner.current():
-            measured = runner._measure(allocate, sizes.context_bytes)
+            measured = runner._measure(allocate, sizes.context_bytes) - others_bytes
             plan = fit_plan(plan, model, config, measured)
             runner = replace(runner, plan=plan, kv=allocate(plan.num_blocks))
             runner = runner._with_graphs(lambda done: report(share + done * (1 - share)))
@@ -146,7 +147,9 @@ class Runner:
         tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
         num_blocks = -(-tokens // plan.block_size)
         peak = measure(lambda: self._run_largest(allocate(num_blocks)), self.device, context_bytes)
-        return peak - num_blocks * plan.block_bytes
+        # Rows of pictures are taken as they come, and steps of many sizes leave holes.
+        later = plan.picture_rows * self.model.decoder.hidden_size * self.dtype.itemsize
+        return peak - num_blocks * plan.block_bytes + later + HOLES_BYTES
 
     def _run_largest(self, kv: list[KVPages]) -> None:
         """The largest step of each kind, over pages that hold nothing yet."""

@@ -17,6 +17,8 @@ from shuzhai.models.decoder import Decoder
 from shuzhai.step import DrawInput, KVPages, StepInput
 
 _MORE_CONTEXT = 2**29
+# What PyTorch's allocator keeps between tensors beyond what the largest steps show.
+HOLES_BYTES = 96 * 2**20
 
 
 def prefill_step(num_tokens: int, block_size: int, device: torch.device) -> StepInput:
@@ -69,8 +71,17 @@ def run_largest(
     torch.cuda.synchronize(device)
 
 
+def reserved_bytes(device: torch.device) -> int:
+    """What this process has taken for tensors so far: those of other engines."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def measure(run: Callable[[], None], device: torch.device, context_bytes: int) -> int:
-    """What the process takes of the device at most while this runs, in bytes.
+    """What the process takes of the device at most while this runs, in bytes, other engines of it
+    included.
 
     What is not PyTorch's is taken for this process's context, which grows as kernels are loaded, up
     to _MORE_CONTEXT above the estimate: the rest belongs to others.

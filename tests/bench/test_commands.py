@@ -142,3 +142,22 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], tiny_folder: Path) 
     ):
         assert main(["bench", *words]) == 1
         assert what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["serve", "--url", "http://127.0.0.1:9", "--rate", "-3"], "0 or more"),
+        (["serve", "--url", "http://127.0.0.1:9", "--rate", "nan"], "0 or more"),
+        (["latency", "--picture", "0x10"], "from 1 to"),
+        (["latency", "--picture", "99999x9"], "from 1 to"),
+        (["latency", "x", "--json", "/no/such/folder/x.json"], "in a folder"),
+        (["sweep", "x", "--batches"], "at least one"),
+    ],
+)
+def test_nonsense_is_refused_at_once(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", *words])
+    assert what in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from shuzhai.engine.memory import (
     MemoryNeed,
     MemoryPlan,
     changes_that_fit,
+    fit_plan,
     memory_budget,
     memory_need,
     plan_memory,
@@ -263,3 +265,48 @@ def test_the_demo_models_on_a_laptop_with_4_gib_free() -> None:
         assert own.good_bytes <= left
         left -= share_memory(left, own, others)
     assert left >= 0
+
+
+@given(
+    measured=st.integers(0, 12 * GIB),
+    memory=st.sampled_from([2 * GIB, 4 * GIB, 8 * GIB]),
+    max_model_len=st.sampled_from([None, 4096]),
+    model=st.sampled_from([decoder(), seeing()]),
+)
+def test_a_plan_fitted_to_what_was_measured(
+    measured: int, memory: int, max_model_len: int | None, model: ModelConfig
+) -> None:
+    """It keeps the budget, and takes all that is of use; what an error advises does fit."""
+
+    def planned(budget: int) -> tuple[MemoryPlan, EngineConfig]:
+        config = EngineConfig(memory=budget, max_model_len=max_model_len).resolved("cuda")
+        return plan_memory(model, config, available_bytes=0, sizes=GPU_SIZES), config
+
+    def fitted(budget: int) -> MemoryPlan:
+        plan, config = planned(budget)
+        return fit_plan(plan, model, config, measured)
+
+    is_planned = False
+    with suppress(MemoryBudgetError):
+        planned(memory)
+        is_planned = True
+    if not is_planned:
+        return
+    try:
+        plan = fitted(memory)
+    except MemoryBudgetError as error:
+        advised = float(str(error).split("memory=")[1].split("GiB")[0])
+        assert advised * GIB > memory
+        assert fitted(int(advised * GIB)).num_blocks > 0
+        return
+    check_fitted(plan, measured, memory, fitted(memory + plan.block_bytes))
+
+
+def check_fitted(plan: MemoryPlan, measured: int, memory: int, more: MemoryPlan) -> None:
+    """more: with a block's worth of memory more."""
+    taken = measured + plan.workspace.graph_bytes
+    assert taken + plan.kv_bytes <= memory
+    assert plan.total_bytes == max(taken, plan.weight_bytes + plan.workspace.graph_bytes) + (
+        plan.kv_bytes
+    )
+    assert more.num_blocks in (plan.num_blocks, plan.num_blocks + 1)

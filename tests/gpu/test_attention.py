@@ -283,6 +283,20 @@ def test_chunks_behind_decodes(dtype, bits, device) -> None:
         assert_near(out[2 - first_token :].cpu(), expected[2:])
 
 
+@pytest.mark.parametrize("num_decodes", [7, 14, 15, 16, 31, 63])
+@pytest.mark.parametrize("chunks", [(2, 2), (4, 3), (1, 1, 1), (17, 2, 30)])
+def test_every_chunk_behind_any_number_of_decodes_is_written(num_decodes, chunks, device) -> None:
+    lengths = [(1, 1)] * num_decodes + [(n, n) for n in chunks]
+    case = Case(lengths, (4, 2, 32), torch.float32, 32, device)
+    q, _ = rotate_and_store(case.qkv, case.cos, case.sin, case.pages, case.slots)
+    out = torch.full_like(q[num_decodes:], NAN)
+    prefill_attention(
+        q[num_decodes:], case.pages, case.cu[num_decodes:], case.lengths[num_decodes:],
+        case.tables[num_decodes:], max(chunks), case.scale, num_decodes, out,
+    )  # fmt: skip
+    assert_near(out.cpu(), case.expected(q.cpu())[num_decodes:])
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 32), (torch.bfloat16, 4)])
 def test_nan_stays_in_its_sequence(dtype, bits, device) -> None:
     case = Case([(1, 40), (1, 300), (1, 7)], MODEL, dtype, bits, device)

@@ -47,11 +47,11 @@ def _find_sequence(
     cu_seqlens_q: tl.tensor, num_sequences: tl.tensor, block: tl.tensor, Q: tl.constexpr
 ) -> tl.tensor:
     """The last sequence b that begins at or before this block. Its first block of Q tokens is
-    number cu_seqlens_q[b] // Q + b, which leaves every sequence as many as it needs."""
-    low, high = num_sequences * 0, num_sequences - 1
+    number (tokens before it) // Q + b, which leaves every sequence as many as it needs."""
+    low, high, start = num_sequences * 0, num_sequences - 1, tl.load(cu_seqlens_q)
     while low < high:
         middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens_q + middle) // Q + middle <= block:
+        if (tl.load(cu_seqlens_q + middle) - start) // Q + middle <= block:
             low = middle
         else:
             high = middle - 1
@@ -110,11 +110,10 @@ def _prefill_kernel(
     head = tl.program_id(0)
     # The last blocks of a sequence see the most: they go first.
     block = tl.num_programs(1) - 1 - tl.program_id(1)
-    block += tl.load(cu_seqlens_q) // Q
     b = _find_sequence(cu_seqlens_q, num_sequences, block, Q)
     begin = tl.load(cu_seqlens_q + b)
     num_new = tl.load(cu_seqlens_q + b + 1) - begin
-    first = (block - begin // Q - b) * Q
+    first = (block - (begin - tl.load(cu_seqlens_q)) // Q - b) * Q
     if first >= num_new:
         return
     length = tl.load(seq_lens + b)
