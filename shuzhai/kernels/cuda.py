@@ -125,6 +125,9 @@ class CudaKernels(Kernels):
     def paged_attention(
         self, query: Tensor, pages: KVPages, step: StepInput, scale: float
     ) -> Tensor:
+        group = query.shape[1] // pages.keys.shape[2]
+        if not supports(query.shape[2], query.dtype, pages.bits, group):
+            return super().paged_attention(query, pages, step, scale)
         return prefill_attention(
             query, pages, step.cu_seqlens_q, step.seq_lens, step.block_tables, step.max_seqlen_q,
             scale,
