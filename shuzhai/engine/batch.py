@@ -103,8 +103,9 @@ class BatchBuilder:
         sample_rows: list[tuple[int, int]] = []
         prompt_rows: list[PromptRows] = []
         for i, (entry, end) in enumerate(zip(scheduled, cu_seqlens[1:].tolist(), strict=True)):
-            sampled = entry.reaches_end
-            if entry.sequence.wants_prompt_rows and (prompt := self._prompt_span(entry)):
+            sequence = entry.sequence
+            sampled = entry.end == len(sequence.token_ids)
+            if sequence.wants_prompt_rows and (prompt := self._prompt_span(entry)):
                 first = len(rows)
                 rows += (end - entry.end + p for p in prompt)
                 prompt_rows.append(PromptRows(i, first, len(rows), prompt.start))
@@ -147,8 +148,10 @@ class BatchBuilder:
         return tables
 
     def _rope_lengths(self, scheduled: Seq[Scheduled]) -> Tensor | None:
+        if self._rope_limit is None:
+            return None
         longest = max(max(e.end, e.sequence.num_prompt_tokens) for e in scheduled)
-        if self._rope_limit is None or longest <= self._rope_limit:
+        if longest <= self._rope_limit:
             return None
         return torch.from_numpy(
             np.array(
@@ -166,6 +169,8 @@ def _pictures(scheduled: Seq[Scheduled], cu_seqlens: np.ndarray) -> tuple[list[i
     rows: list[int] = []
     states: list[Tensor] = []
     for i, entry in enumerate(scheduled):
+        if entry.start >= entry.sequence.images_end:
+            continue
         for first, part in _picture_parts(entry):
             at = int(cu_seqlens[i]) - entry.start + first
             rows += range(at, at + len(part))
@@ -176,8 +181,6 @@ def _pictures(scheduled: Seq[Scheduled], cu_seqlens: np.ndarray) -> tuple[list[i
 def _picture_parts(entry: Scheduled) -> Iterator[tuple[int, Tensor]]:
     """(first position, rows) of each stretch of an entry that belongs to a picture."""
     sequence = entry.sequence
-    if entry.start >= sequence.images_end:
-        return
     for i, image in enumerate(sequence.request.images):
         low, high = max(entry.start, image.start), min(entry.end, image.end)
         if low < high:

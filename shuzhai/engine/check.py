@@ -31,7 +31,7 @@ def check_request(request: Request, model: ModelConfig, plan: MemoryPlan) -> Non
         ("logit_bias", params.logit_bias),
         ("stop_token_ids", params.stop_token_ids),
     ):
-        if any(not 0 <= i < vocab for i in ids):
+        if ids and (min(ids) < 0 or max(ids) >= vocab):
             raise InvalidRequestError(
                 f"{name}: token ids must be from 0 to {vocab - 1}", param=name
             )

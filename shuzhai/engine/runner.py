@@ -18,7 +18,7 @@ from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
 from shuzhai.engine.transfer import pack_to_device
-from shuzhai.engine.warmup import HOLES_BYTES, measure, reserved_bytes, run_largest
+from shuzhai.engine.warmup import HOLES_BYTES, allocated_bytes, measure, run_largest
 from shuzhai.engine.workspace import ElementSizes, context_estimate, graph_sizes
 from shuzhai.formats.kv import head_bytes
 from shuzhai.kernels.base import Kernels
@@ -116,7 +116,7 @@ class Runner:
         available = available_bytes(device) + sizes.context_bytes
         plan = plan_memory(model, config, available_bytes=available, sizes=sizes)
         share = 1.0 if device.type == "cpu" else _WEIGHTS_SHARE
-        others_bytes = reserved_bytes(device)
+        others_bytes = allocated_bytes(device)
         weights = load(dtype, device, lambda done: report(done * share))
         decoder = Decoder(model.decoder, kernels, weights["decoder"])
         encoder: InternVLEncoder | XComposer2Encoder | None = None

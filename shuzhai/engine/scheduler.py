@@ -19,16 +19,11 @@ from shuzhai.engine.sequence import Sequence, Status
 
 
 class Scheduled(NamedTuple):
-    """Run tokens [start, end) of a sequence in this step."""
+    """Run tokens [start, end) of a sequence in this step. If they are its last, one is sampled."""
 
     sequence: Sequence
     start: int
     end: int
-
-    @property
-    def reaches_end(self) -> bool:
-        """All tokens are computed after this step, so a new one is sampled: until it begins."""
-        return self.end == len(self.sequence.token_ids)
 
 
 class Scheduler:
@@ -52,6 +47,8 @@ class Scheduler:
         self.num_preemptions = 0
         # Steps that were started and whose results are not known yet.
         self._started: deque[Seq[Scheduled]] = deque()
+        # Left out of the step that is being scheduled, so that it can be preempted in the next.
+        self._resting: Sequence | None = None
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
@@ -79,13 +76,11 @@ class Scheduler:
 
     def begin(self, batch: Seq[Scheduled]) -> None:
         """The step is started: its tokens count as computed, and those it samples as pending."""
-        for entry in batch:
-            sequence = entry.sequence
-            reaches_end = entry.reaches_end
-            sequence.num_computed_tokens = entry.end
+        for sequence, _, end in batch:
+            sequence.num_computed_tokens = end
             if sequence.pictures:
                 self._let_go(sequence)
-            if reaches_end:
+            if end == len(sequence.token_ids):
                 sequence.append_pending()
         self._started.append(batch)
 
@@ -102,8 +97,11 @@ class Scheduler:
     def _schedule_running(self) -> list[Scheduled] | None:
         budget, batch, i = self._max_num_batched_tokens, [], 0
         block_size, max_model_len = self.pool.block_size, self._max_model_len
+        self._resting = None
         while i < len(self.running) and budget > 0:
             sequence = self.running[i]
+            if sequence is self._resting:
+                break  # it is the last
             num_tokens, start = len(sequence.token_ids), sequence.num_computed_tokens
             if sequence.num_pending:
                 if sequence.needs_history:
@@ -115,14 +113,8 @@ class Scheduler:
             if start < sequence.images_end:
                 end = self._reach(sequence, end)
             if end > len(sequence.block_table) * block_size:
-                while self._missing_blocks(sequence, end) > self.pool.num_free:
-                    if self._started:  # nothing may be preempted while a step writes to its blocks
-                        return None
-                    victim = self.running[-1]
-                    self._preempt(victim)
-                    if victim is sequence:
-                        break
-                if sequence.status is not Status.RUNNING:
+                if not self._make_room(sequence, end):
+                    i += sequence.status is Status.RUNNING  # it rests, too
                     continue
                 self._grow(sequence, end)
             if start < end:
@@ -131,14 +123,34 @@ class Scheduler:
             i += 1
         return batch
 
+    def _make_room(self, sequence: Sequence, end: int) -> bool:
+        """Preempt the last that run until there are blocks up to `end`; whether there are now.
+
+        A started step still writes to its sequences' blocks and samples their tokens: the last one
+        rests until that is read. The others go on meanwhile.
+        """
+        while self._missing_blocks(sequence, end) > self.pool.num_free:
+            victim = self.running[-1]
+            if any(entry.sequence is victim for step in self._started for entry in step):
+                self._resting = victim
+                return False
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
     def _admit(self, batch: list[Scheduled]) -> None:
-        """Start waiting sequences while budget, places and blocks for the whole of each last."""
-        if not self.waiting:
+        """Start waiting sequences while budget, places and blocks for the whole of each last.
+
+        One block for each that runs is left free: else they would preempt who has just come.
+        """
+        if not self.waiting or self._resting is not None:
             return
         budget = self._max_num_batched_tokens - sum(s.end - s.start for s in batch)
         steps = (batch, *self._started)
         in_flight = {h for step in steps for e in step for h in self._hashes_in_flight(e)}
         in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}
+        promised = sum(map(self._promised_blocks, self.running))
         i = 0
         while i < len(self.waiting) and budget > 0 and len(self.running) < self._max_num_seqs:
             sequence = self.waiting[i]
@@ -151,7 +163,8 @@ class Scheduler:
                 i += 1
                 continue
             needed = self._missing_blocks(sequence, len(sequence.token_ids)) - len(hits)
-            if needed > self.pool.num_free - self.pool.count_free(hits) - self._promised_blocks():
+            kept = promised + len(self.running)
+            if needed > self.pool.num_free - self.pool.count_free(hits) - kept:
                 break
             del self.waiting[i]
             self.pool.acquire(hits)
@@ -164,6 +177,7 @@ class Scheduler:
             sequence.status = Status.RUNNING
             self.running.append(sequence)
             self._grow(sequence, end)
+            promised += self._promised_blocks(sequence)
             in_flight.update(self._next_hash(sequence))
             if start < end:
                 batch.append(Scheduled(sequence, start, end))
@@ -189,10 +203,9 @@ class Scheduler:
             return []
         return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
 
-    def _promised_blocks(self) -> int:
-        """What the prompts that run do not have yet, but will need."""
-        missing = (self._missing_blocks(s, s.num_prompt_tokens) for s in self.running)
-        return sum(max(0, count) for count in missing)
+    def _promised_blocks(self, sequence: Sequence) -> int:
+        """What the prompt of a sequence that runs does not have yet, but will need."""
+        return max(0, self._missing_blocks(sequence, sequence.num_prompt_tokens))
 
     def _has_picture_room(self, sequence: Sequence, start: int) -> bool:
         """Whether the first picture from `start` on can be held: else a place would be wasted."""
@@ -251,7 +264,6 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's blocks; it queues first and will recompute what the cache lost."""
-        assert not self._started, "the engine reads what was started before it asks for this"
         self._retire(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed_tokens = 0
@@ -270,8 +282,8 @@ class Scheduler:
         sequence = entry.sequence
         if sequence.status is not Status.RUNNING:
             return None
-        if self._enable_prefix_caching:
-            first = entry.start // self.pool.block_size
+        first = entry.start // self.pool.block_size
+        if entry.end // self.pool.block_size > first:
             for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
                 self.pool.publish(sequence.block_table[i], block_hash)
         if token is None:

@@ -102,11 +102,16 @@ class Sequence:
         Each is sha256 over the one before, the block's ids, and the digests of the images that
         reach into the block with their place relative to it.
         """
-        num_known = len(self.token_ids) - self.num_pending
-        for i in range(len(self.block_hashes), num_known // block_size):
+        first = len(self.block_hashes)
+        last = (len(self.token_ids) - self.num_pending) // block_size
+        if first >= last:
+            return self.block_hashes
+        ids = array("q", self.token_ids[first * block_size : last * block_size]).tobytes()
+        block_bytes = len(ids) // (last - first)
+        for i in range(first, last):
             low, high = i * block_size, (i + 1) * block_size
             h = hashlib.sha256(self.block_hashes[-1] if self.block_hashes else self._root())
-            h.update(array("q", self.token_ids[low:high]).tobytes())
+            h.update(ids[(i - first) * block_bytes : (i - first + 1) * block_bytes])
             for image in self.request.images:
                 if image.start < high and image.end > low:
                     place = array("q", [image.start - low, image.end - low, len(image.digest)])

@@ -72,7 +72,7 @@ def test_batched_equals_alone(tiny_folder: Path, options: dict) -> None:
     """Greedy and seeded answers, while others come, go and are preempted."""
     kinds = [GREEDY, {"seed": 5}, {"seed": 6, "top_p": 0.9, "repetition_penalty": 1.2}]
     asked = [
-        request(str(i), prompt, 20, **kinds[i % len(kinds)]) for i, prompt in enumerate(PROMPTS)
+        request(str(i), prompt, 36, **kinds[i % len(kinds)]) for i, prompt in enumerate(PROMPTS)
     ]
     alone = {r.id: answer(load(tiny_folder), r) for r in asked}
     engine = load(tiny_folder, **options)

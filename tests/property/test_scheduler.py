@@ -74,7 +74,7 @@ class ToyDevice:
         known = self._tokens(sequence)[: entry.end]
         expected = [content(request, p, t) for p, t in enumerate(known)]
         assert seen == [(request.cache_salt, c) for c in expected]
-        if not entry.reaches_end:
+        if entry.end < len(entry.sequence.token_ids):
             return None
         token = toy_model(request, expected)
         self._sampled.setdefault(sequence, []).append(token)
