@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shuzhai.config import DecoderConfig
 from shuzhai.kernels.base import Kernels
-from shuzhai.kernels.triton import kv_store, linear, pointwise, sampling
+from shuzhai.kernels.triton import few_rows, kv_store, linear, pointwise, sampling
 from shuzhai.kernels.triton.attention import supports
 from shuzhai.kernels.triton.decode_attention import DecodeWorkspace, decode_attend
 from shuzhai.kernels.triton.prefill_attention import prefill_attention
@@ -24,6 +24,7 @@ class CudaKernels(Kernels):
 
     def __init__(self, device: torch.device) -> None:
         self._workspace = DecodeWorkspace(device)
+        self._few_rows = few_rows.FewRowsWorkspace(device)
 
     def can_record(self, config: DecoderConfig, pages: KVPages, dtype: torch.dtype) -> bool:
         group = config.num_heads // config.num_kv_heads
@@ -32,11 +33,15 @@ class CudaKernels(Kernels):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if linear.supports(x, weight):
             return linear.linear(x.contiguous(), weight, bias)
+        if few_rows.supports(x, weight):
+            return few_rows.linear(x.contiguous(), weight, self._few_rows, bias)
         return super().linear(x, weight, bias)
 
     def head(self, x: Tensor, weight: Tensor) -> Tensor:
         if linear.supports(x, weight):
             return linear.linear(x.contiguous(), weight, out_dtype=torch.float32)
+        if few_rows.supports(x, weight):
+            return few_rows.linear(x.contiguous(), weight, self._few_rows, out_dtype=torch.float32)
         if x.dtype == torch.float32:
             return F.linear(x, weight.float())
         return torch.mm(x, weight.t(), out_dtype=torch.float32)
@@ -59,6 +64,9 @@ class CudaKernels(Kernels):
     ) -> tuple[Tensor, Tensor]:
         if linear.supports(x, weight):
             return linear.norm_gated_linear(x, residual, norm, eps, weight)
+        if few_rows.supports(x, weight):
+            normed, total = self.rms_norm(x, norm, eps, residual)
+            return few_rows.linear(normed, weight, self._few_rows, is_gated=True), total
         return super().norm_gated_linear(x, residual, norm, eps, weight)
 
     def embed(

@@ -136,13 +136,15 @@ class Case:
             queries.float(), copy_of(self.pages), self.step, self.scale
         )
 
-    def decode(self, workspace: DecodeWorkspace) -> torch.Tensor:
+    def decode(
+        self, workspace: DecodeWorkspace, tile: attention.Tile | None = None
+    ) -> torch.Tensor:
         num_heads = self.qkv.shape[1] - 2 * self.kv_heads
         shape = (self.qkv.shape[0], num_heads, self.qkv.shape[2])
         out = torch.full(shape, NAN, dtype=self.qkv.dtype, device=self.qkv.device)
         found = decode_attend(
             self.qkv, self.cos, self.sin, self.pages, self.slots, self.lengths, self.tables,
-            self.scale, workspace, out,
+            self.scale, workspace, out, tile,
         )  # fmt: skip
         assert found is out
         return out.cpu()
@@ -241,6 +243,31 @@ def test_decode(heads, dtype, bits, device) -> None:
         assert bool((found[case.step.seq_lens == 0] == 0).all())
         assert torch.equal(case.decode(workspace), found)
         assert not bool(workspace.counters.any())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [2, 8, 16])
+def test_tiles_of_codes_for_tensor_cores(rows, bits, device) -> None:
+    for keys, warps, stages in [(32, 1, 1), (32, 2, 3), (64, 2, 2), (64, 4, 2)]:
+        if is_interpreted() and (warps, rows) not in [(1, 2), (2, 8), (4, 16)]:
+            continue
+        lengths = [1, 0, 33, 100] if is_interpreted() else [1, 0, 33, 300, 64, 65, 1000]
+        case = Case([(1, length) for length in lengths], MODEL, torch.float16, bits, device)
+        workspace, tile = DecodeWorkspace(device), attention.Tile(rows, keys, warps, stages)
+        found = case.decode(workspace, tile)
+        assert_near(found, case.expected(case.rotated()[:, : -case.kv_heads]))
+        assert torch.equal(case.decode(workspace, tile), found)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [2.0**-7, 2.0**11])
+def test_small_and_large_values_are_as_near(size, bits, device) -> None:
+    case = Case([(1, 40), (1, 2), (1, 100)], MODEL, torch.float16, bits, device)
+    case.qkv[:, -case.kv_heads :] *= size
+    case.pages.value_params.mul_(size)
+    found = case.decode(DecodeWorkspace(device), attention.Tile(8, 32, 2, 2))
+    expected = case.expected(case.rotated()[:, : -case.kv_heads])
+    assert_near((found.float() / size).half(), expected / size)
 
 
 def test_decode_is_split_where_few_sequences_are_long(device) -> None:

@@ -28,6 +28,7 @@ from shuzhai.kernels.triton.attention import (
     rows_of,
     store_result,
 )
+from shuzhai.kernels.triton.decode_codes import SHARE, attend_codes, load_codes, store_codes
 from shuzhai.kernels.triton.kv_store import keep_halves, keep_whole, turned
 from shuzhai.step import KVPages
 
@@ -38,6 +39,8 @@ _NUM_COUNTERS = 2**16
 # too many add up more parts, or wait.
 _PROGRAMS = 8
 _RESIDENT = 3
+# More pairs a multiprocessor than this are a crowd.
+_CROWD = 4
 # A part is not worth its adding up below so many tokens: where few sequences leave multiprocessors
 # idle, where there is about enough to do, and where there is too much.
 _MIN_SPANS = (64, 128, 512)
@@ -64,14 +67,40 @@ def choose_splits(num_pairs: int, num_processors: int) -> tuple[int, int]:
     return most, least
 
 
-def choose_tile(head_dim: int, dtype: torch.dtype, bits: int, group: int, device_cc: int) -> Tile:
-    """bits: of the pages; group: query heads a kv head; device_cc: capability, 90 for 9.0."""
+def choose_tile(
+    head_dim: int, dtype: torch.dtype, bits: int, group: int, device_cc: int, is_crowded: bool
+) -> Tile:
+    """bits: of the pages; group: query heads a kv head; device_cc: capability, 90 for 9.0;
+    is_crowded: more programs than run at a time, so that each may be slow and small."""
     rows = triton.next_power_of_2(group)
     if dtype == torch.float32 or device_cc < 80:
         # Without tensor cores: the compiler has none for float32 as such, nor before 8.0.
         is_small = head_dim <= 128 and rows <= 4
         return Tile(rows, 32 if is_small else 16, 4 if head_dim <= 128 else 8, 1)
-    return Tile(max(16, rows), 64 if head_dim <= 128 else 32, 4, 3)
+    if bits >= 16:
+        return Tile(max(16, rows), 64 if head_dim <= 128 else 32, 4, 3)
+    if rows > 16 or head_dim > 128:
+        return Tile(max(8, rows), 32, 4, 2)
+    if not is_crowded:
+        return Tile(max(8, rows), 64, 4, 2)
+    return Tile(max(8, rows), 32, 1, 2 if bits == 4 else 1)
+
+
+@triton.jit
+def _weights_of(state: tl.tuple, BITS: tl.constexpr) -> tl.tensor:
+    """log2 of what a part weighs, [R]."""
+    return state[0] + tl.log2(tl.sum(state[1], 1 if BITS >= 16 else 0))
+
+
+@triton.jit
+def _store(
+    to: tl.tensor, state: tl.tuple, mask: tl.tensor, D: tl.constexpr, BITS: tl.constexpr
+) -> None:
+    """Write the attended values to heads that begin at `to` [R]; 0 where nothing was seen."""
+    if BITS >= 16:
+        store_result(to, state, mask, D, BITS)
+    else:
+        store_codes(to, state, mask, D, BITS)
 
 
 @triton.jit
@@ -82,17 +111,70 @@ def _queries(
     head: tl.tensor,
     score_scale: tl.tensor,
     G: tl.constexpr,
+    GP: tl.constexpr,
     D: tl.constexpr,
-    R: tl.constexpr,
     BITS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The rotated queries [R, W] of a kv head as attend_tile takes them."""
+    """The rotated queries [GP, W] of a kv head, both halves where bits are 4."""
     W: tl.constexpr = D // 2 if BITS == 4 else D
-    r, d = tl.arange(0, R)[:, None], tl.arange(0, W)[None, :]
+    r, d = tl.arange(0, GP)[:, None], tl.arange(0, W)[None, :]
     heads = token + (head * G + r) * D
     q = as_query(turned(heads, cos, sin, d, r < G, D), score_scale, BITS)
     q2 = as_query(turned(heads, cos, sin, d + W, r < G, D), score_scale, BITS) if BITS == 4 else q
     return q, q2
+
+
+@triton.jit
+def _rows(x: tl.tensor, R: tl.constexpr) -> tl.tensor:
+    """x [GP, W] as [R, W], over and over."""
+    GP: tl.constexpr = x.shape[0]
+    if R > GP:
+        x = tl.broadcast_to(x[None, :, :], (R // GP, GP, x.shape[1])).reshape(R, x.shape[1])
+    return x
+
+
+@triton.jit
+def _repeated(x: tl.tensor, R: tl.constexpr) -> tl.tensor:
+    """x [GP] as [R], over and over."""
+    GP: tl.constexpr = x.shape[0]
+    if R > GP:
+        x = tl.broadcast_to(x[None, :], (R // GP, GP)).reshape(R)
+    return x
+
+
+@triton.jit
+def _spread(query: tl.tuple, R: tl.constexpr, BITS: tl.constexpr) -> tl.tuple:
+    """_queries as the R rows of products; of codes, as their columns, and the sum of each [R]."""
+    q, q2 = query
+    if BITS >= 16:
+        q = _rows(q, R)
+        spread = (q, q)
+    else:
+        q_sum = tl.sum(q.to(tl.float32), 1)
+        if BITS == 4:
+            q_sum += tl.sum(q2.to(tl.float32), 1)
+        spread = (tl.trans(_rows(q, R)), tl.trans(_rows(q2, R)), _repeated(q_sum, R))
+    return spread
+
+
+@triton.jit
+def _load(
+    pages: tl.tuple,
+    rows: tl.tensor,
+    valid: tl.tensor,
+    dtype: tl.constexpr,
+    D: tl.constexpr,
+    BITS: tl.constexpr,
+    ASM: tl.constexpr,
+) -> tl.tuple:
+    """A tile of keys and values, as attend_loaded or attend_codes takes it."""
+    if BITS >= 16:
+        k, _ = load_tile(pages[0], pages[2], rows, valid, dtype, D, BITS, ASM)
+        v, _ = load_tile(pages[1], pages[3], rows, valid, dtype, D, BITS, ASM)
+        tile = (k, k, v, v)
+    else:
+        tile = load_codes(pages, rows, valid, D, BITS)
+    return tile
 
 
 @triton.jit
@@ -112,9 +194,13 @@ def _take_new(
     R: tl.constexpr,
     N: tl.constexpr,
     BITS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Store the new key and value of a kv head; the state of attend_tile that has seen only them,
-    as they lie in the pages: both only where is_new. No branch, so that all loads go together."""
+) -> tl.tuple:
+    """Store the new key and value of a kv head; the state that has seen only them, as they lie in
+    the pages: both only where is_new. No branch, so that all loads go together.
+
+    The state: that of attend_tile where bits are 16; that of attend_codes is the highest score
+    [R]; sums of probabilities [N, R], and what results have in common [N, R], both to be added up
+    later; sums of values [W, R], times SHARE, and of their second half where bits are 4."""
     W: tl.constexpr = D // 2 if BITS == 4 else D
     key = token + (H + head) * D + tl.zeros([1, 1], tl.int32)
     value, d = key + K * D, tl.arange(0, W)[None, :]
@@ -126,16 +212,25 @@ def _take_new(
         k, k2 = keep_halves(pages[0], pages[2], rows, is_kept, k, k2, D, BITS)
         v, v2 = keep_halves(pages[1], pages[3], rows, is_kept, v, v2, D, BITS)
         top = tl.sum(query[0].to(tl.float32) * k + query[1].to(tl.float32) * k2, 1)
-        acc2 = tl.zeros([R, W], tl.float32) + v2
     else:
         k = keep_whole(pages[0], pages[2], rows, is_kept, k, D, BITS)
         v = keep_whole(pages[1], pages[3], rows, is_kept, v, D, BITS)
         top = tl.sum(query[0].to(tl.float32) * k, 1)
-        acc2 = tl.zeros([R, 1], tl.float32)
-    is_first = (tl.arange(0, N)[None, :] == 0) & is_new
-    total = tl.where(is_first, tl.full([R, N], 1.0, tl.float32), 0.0)
-    acc = tl.where(is_new, tl.zeros([R, W], tl.float32) + v, 0.0)
-    return tl.where(is_new, top * unit, float("-inf")), total, acc, tl.where(is_new, acc2, 0.0)
+        v2 = tl.zeros([1, 1], tl.float32)
+    top = tl.where(is_new, _repeated(top, R) * unit, float("-inf"))
+    if BITS >= 16:
+        is_first = (tl.arange(0, N)[None, :] == 0) & is_new
+        total = tl.where(is_first, tl.full([R, N], 1.0, tl.float32), 0.0)
+        acc = tl.where(is_new, tl.zeros([R, W], tl.float32) + v, 0.0)
+        state = (top, total, acc, tl.zeros([R, 1], tl.float32))
+    else:
+        is_first = (tl.arange(0, N)[:, None] == 0) & is_new
+        total = tl.where(is_first, tl.full([N, R], 1.0, tl.float32), 0.0)
+        v, v2 = tl.where(is_new, v * SHARE, 0.0), tl.where(is_new, v2 * SHARE, 0.0)
+        acc = tl.zeros([W, R], tl.float32) + tl.trans(v)
+        acc2 = tl.zeros([W if BITS == 4 else 1, R], tl.float32) + tl.trans(v2)
+        state = (top, total, tl.zeros([N, R], tl.float32), acc, acc2)
+    return state
 
 
 @triton.jit
@@ -190,8 +285,8 @@ def _hand_over(
     """Write one part's result beside those of the others; the last to arrive adds up all."""
     partials, weights, counters = parts
     part, r = pair * num_splits + split, tl.arange(0, R)
-    store_result(partials + (part * G + r) * D, state, r < G, D, BITS)
-    tl.store(weights + part * G + r, state[0] + tl.log2(tl.sum(state[1], 1)), mask=r < G)
+    _store(partials + (part * G + r) * D, state, r < G, D, BITS)
+    tl.store(weights + part * G + r, _weights_of(state, BITS), mask=r < G)
     # All threads' writes come before the one that says so.
     tl.debug_barrier()
     if tl.atomic_add(counters + pair, 1, sem="acq_rel") == used - 1:
@@ -235,29 +330,34 @@ def _decode_kernel(
     valid, rows = places < last, rows_of(numbers, places, head, K, PAGE_SIZE)
     places += N
     numbers = pages_of(table, places, last, PAGE_SIZE)
-    float_type: tl.constexpr = qkv.dtype.element_ty
-    dtype: tl.constexpr = float_type if BITS >= 16 or float_type == tl.float32 else tl.float16
-    k, k2 = load_tile(keys, key_params, rows, valid, dtype, D, BITS, ASM)
-    v, v2 = load_tile(values, value_params, rows, valid, dtype, D, BITS, ASM)
+    tile = _load(pages, rows, valid, qkv.dtype.element_ty, D, BITS, ASM)
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
     token = qkv + b * ((H + 2 * K) * D)
     cos, sin = cos + b * (D // 2), sin + b * (D // 2)
-    query = _queries(token, cos, sin, head, score_scale, G, D, R, BITS)
+    query = _queries(token, cos, sin, head, score_scale, G, GP, D, BITS)
     slot, is_new = tl.load(slots + b), (split == used - 1) & (length > 0)
     state = _take_new(token, cos, sin, pages, slot, head, query, unit, is_new, H, K, D, R, N, BITS)
-    state = attend_loaded(query, state, (k, k2, v, v2), valid[None, :], unit, BITS, True)
+    query = _spread(query, R, BITS)
+    if BITS >= 16:
+        state = attend_loaded(query, state, tile, valid[None, :], unit, BITS, True)
+    else:
+        state = attend_codes(query, state, tile, valid, BITS, ASM)
     for _ in range(first + N, last, N):
         valid, rows = places < last, rows_of(numbers, places, head, K, PAGE_SIZE)
         places += N
         numbers = pages_of(table, places, last, PAGE_SIZE)
-        state = attend_tile(
-            query, state, pages, rows, valid, valid[None, :], unit, D, BITS, True, ASM
-        )
+        if BITS >= 16:
+            state = attend_tile(
+                query, state, pages, rows, valid, valid[None, :], unit, D, BITS, True, ASM
+            )
+        else:
+            tile = load_codes(pages, rows, valid, D, BITS)
+            state = attend_codes(query, state, tile, valid, BITS, ASM)
     to, pair = out + (b * K + head) * (G * D), b * K + head
     if used == 1:
         r = tl.arange(0, R)
-        store_result(to + r * D, state, r < G, D, BITS)
+        _store(to + r * D, state, r < G, D, BITS)
     else:
         parts = (partials, weights, counters)
         _hand_over(to, state, parts, pair, split, num_splits, used, G, GP, D, R, BITS, FEW)
@@ -294,7 +394,10 @@ def decode_attend(
         return out
     pairs, group = batch * num_kv_heads, num_heads // num_kv_heads
     splits, min_span = choose_splits(pairs, workspace.num_processors)
-    tile = tile or choose_tile(head_dim, qkv.dtype, pages.bits, group, workspace.capability)
+    tile = tile or choose_tile(
+        head_dim, qkv.dtype, pages.bits, group, workspace.capability,
+        pairs > _CROWD * workspace.num_processors,
+    )  # fmt: skip
     parts = torch.empty(
         pairs * splits * group * (head_dim + 1), dtype=torch.float32, device=qkv.device
     )
@@ -306,9 +409,8 @@ def decode_attend(
         block_tables, block_tables.stride(0), parts, parts[pairs * splits * group * head_dim :],
         workspace.counters, splits, min_span, scale * LOG2_E, H=num_heads, K=num_kv_heads,
         D=head_dim, PAGE_SIZE=page_size, BITS=pages.bits, R=tile.rows, N=tile.keys, GP=group_p2,
-        FEW=max(1, min(_MAX_SPLITS.value, 8192 // (group_p2 * head_dim))), ASM=qkv.is_cuda,
-        USE_PDL=use_pdl, num_warps=tile.warps, num_stages=tile.stages,
-        **options,
+        FEW=max(1, min(_MAX_SPLITS.value, 2048 * tile.warps // (group_p2 * head_dim))),
+        ASM=qkv.is_cuda, USE_PDL=use_pdl, num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     return out
 
