@@ -210,6 +210,23 @@ class Composer:
         tiles[start : start + last] = self._jpeg(tiles[start : start + last].clamp(0, 1))
         return tiles
 
+    def stain(self, tiles: Tensor) -> Tensor:
+        """Textures and colours by chance while shapes stay: each tile through a convolution of its
+        own, mixed with itself (arXiv:2007.13003)."""
+        count, size = len(tiles), 5
+        kernels = self.normal(count * 3, 3, size, size).to(tiles.dtype)
+        # From one pixel to all of the kernel: the wider, the more is blurred.
+        reach = torch.arange(size, device=self.device) - size // 2
+        reach = torch.maximum(reach.abs()[:, None], reach.abs())
+        widest = (3 * self.rand(count, 1)).long().repeat_interleave(3, 0)[:, :, None, None]
+        kernels = kernels * (reach <= widest)
+        drawn = F.conv2d(tiles.reshape(1, count * 3, TILE, TILE), kernels, padding=size // 2,
+                         groups=count).view(tiles.shape).float()  # fmt: skip
+        mean, std = drawn.mean((1, 2, 3), keepdim=True), drawn.std((1, 2, 3), keepdim=True)
+        drawn = 0.5 + 0.25 * (drawn - mean) / (std + 1e-3)
+        share = self.rand(count, 1, 1, 1)
+        return (share * tiles + (1 - share) * drawn).to(tiles.dtype)
+
     def _jpeg(self, tiles: Tensor) -> Tensor:
         """Squares of eight pixels with coarse frequencies."""
         d = self._dct.to(tiles.dtype)

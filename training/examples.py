@@ -1,7 +1,7 @@
 """The example pictures of the web page, from drawings that no model was trained on:
-python -m training.examples DATA shuzhai/server/static
+python -m training.examples DATA web/public/examples
 
-Writes examples/*.webp and examples.json. What is offered is in EXAMPLES alone: take out what the
+Writes *.webp and examples.json. What is offered is in EXAMPLES alone: take out what the
 models do not answer truly, and run it again.
 """
 
@@ -48,7 +48,7 @@ EXAMPLES = (
     Example("animal", (_one("penguin"),), ("What is this?", "这是什么？"),
             ("One animal", "一只动物")),
     Example("row", (Picture(448, 224, (
-                ("watermelon", 84, 112, 132), ("guitar", 224, 112, 132),
+                ("watermelon", 84, 112, 132), ("trumpet", 224, 112, 132),
                 ("bicycle", 364, 112, 132))),),
             ("What is in the picture, from left to right?", "从左到右，图里有什么？"),
             ("Three things in a row", "排成一行的三样东西")),
@@ -72,9 +72,8 @@ EXAMPLES = (
 )  # fmt: skip
 
 
-def write(data: Path, static: Path) -> None:
+def write(data: Path, folder: Path) -> None:
     """The pictures and their list; pictures of an earlier run are removed."""
-    folder = static / "examples"
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.webp"):
         old.unlink()
@@ -90,8 +89,8 @@ def write(data: Path, static: Path) -> None:
         said = {key: dict(zip(("en", "zh"), texts, strict=True)) for key, texts in pair.items()}
         listed.append({"id": example.id, "pictures": names, **said})
     lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in listed)
-    (static / "examples.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    total = sum(file.stat().st_size for file in folder.iterdir())
+    (folder / "examples.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    total = sum(file.stat().st_size for file in folder.glob("*.webp"))
     print(f"{len(listed)} examples, {total:,} bytes")
     assert total < MAX_BYTES
 

@@ -21,6 +21,8 @@ from training.tasks import World
 
 PATCH = 14
 NOTHING = -1
+# How many of the tiles with one drawing are stained.
+_STAINED = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class SheetMaker:
         self._counts = torch.tensor([len(row) for row in lists], device=device)
         self._keeps = torch.tensor([c.keeps_colour for c in world.drawn], device=device)
         self._flips = torch.tensor([c.may_flip for c in world.drawn], device=device)
+        self._needs_colour = torch.tensor([c.keeps_colour for c in world.concepts], device=device)
         self._num_concepts = len(world.concepts)
         self._lettering(world.lettering, device)
 
@@ -96,6 +99,10 @@ class SheetMaker:
             under = below[at : at + len(part)]
             under.mul_(1 - part[:, 3:]).add_(part[:, :3])
             at += len(part)
+        # A heart that is known by its colour is taken last.
+        order = composer.rand(len(labels)) + self._needs_colour[labels]
+        stained = order.argsort()[: round(_STAINED * len(labels))]
+        below[stained] = composer.stain(below[stained])
         if mix.texts:
             patches.append(self._write(below[at:], textures[at:], plain[at:]))
         spoilt = composer.spoil(below, plain).clamp_(0, 1)

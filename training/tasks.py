@@ -27,8 +27,8 @@ from training.scenes import (
 
 # How often each task is drawn in training, in percent.
 MIX = {
-    "name": 20, "sentence": 2, "list": 6, "count": 10, "where": 24, "what_at": 4, "digits": 2,
-    "words": 5, "colour": 4, "compare": 4, "is_it": 6, "is_there": 9, "follow_up": 2, "talk": 2,
+    "name": 26, "sentence": 2, "list": 5, "count": 10, "where": 22, "what_at": 4, "digits": 2,
+    "words": 4, "colour": 4, "compare": 3, "is_it": 6, "is_there": 8, "follow_up": 2, "talk": 2,
 }  # fmt: skip
 # How often more is asked about a picture, and how often such a question is in the other language:
 # a question is cheap, the tower's pass over its picture is not.

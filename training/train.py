@@ -43,8 +43,8 @@ from training.tower import (
 
 # The first and the last step that --profile looks at.
 PROFILED = (40, 44)
-# Of what the decoder gets of a patch: it must not know drawings by heart.
-_DROPOUT = 0.2
+# Of what the decoder gets of a patch, and of whole patches: it must not know drawings by heart.
+_DROPOUT = 0.1
 # Sheets go on beside the dialogues, so that the tower forgets nothing.
 _MIX = Mix(portraits=192, cells=((2, 32), (3, 32), (4, 24)), texts=48)
 
@@ -81,7 +81,8 @@ def answer_losses(
     """The loss of the answers, and the share of their ids that are right."""
     with torch.set_grad_enabled(teach_tower):
         patches = model.tower(tiles)
-    rows = model.project(F.dropout(patches, _DROPOUT)).flatten(0, 1)
+    patches = F.dropout(F.dropout1d(patches, _DROPOUT), _DROPOUT)
+    rows = model.project(patches).flatten(0, 1)
     total, weight, correct, count, at = 0.0, 0.0, 0.0, 0, 0
     for chunk in batch.chunks:
         taken = len(chunk.image_rows)
