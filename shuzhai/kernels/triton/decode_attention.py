@@ -323,8 +323,7 @@ def _decode_kernel(
     # The past was stored by steps before: its first tile is on its way while the kernel in front
     # still works on the new token.
     pages, unit = (keys, values, key_params, value_params), score_scale if BITS >= 16 else 1.0
-    first = split * span
-    last = tl.minimum(first + span, past)
+    first, last = split * span, tl.minimum(split * span + span, past)
     table, places = tables + b * table_stride, first + tl.arange(0, N)
     numbers = pages_of(table, places, last, PAGE_SIZE)
     valid, rows = places < last, rows_of(numbers, places, head, K, PAGE_SIZE)
@@ -356,8 +355,7 @@ def _decode_kernel(
             state = attend_codes(query, state, tile, valid, BITS, ASM)
     to, pair = out + (b * K + head) * (G * D), b * K + head
     if used == 1:
-        r = tl.arange(0, R)
-        _store(to + r * D, state, r < G, D, BITS)
+        _store(to + tl.arange(0, R) * D, state, tl.arange(0, R) < G, D, BITS)
     else:
         parts = (partials, weights, counters)
         _hand_over(to, state, parts, pair, split, num_splits, used, G, GP, D, R, BITS, FEW)
