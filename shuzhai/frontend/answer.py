@@ -20,12 +20,15 @@ class Answer:
     `stopped_early` is set, the caller aborts it there.
     """
 
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: Request, index: int, tokenizer: Tokenizer, *, goes_on: bool = False
+    ) -> None:
+        """goes_on: its text follows that of the prompt."""
         self.stopped_early = False
         self._index = index
         self._params = request.params
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, at_start=not goes_on)
         self._stops = StopFinder(request.params.stop_strings)
         self._num_prompt_tokens = len(request.token_ids)
         self._num_tokens = 0

@@ -121,13 +121,13 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
-    async def encode_chat(self, messages: Any) -> EncodedPrompt:
+    async def encode_chat(self, messages: Any, *, goes_on: bool = False) -> EncodedPrompt:
         """Processor.encode_chat, off the event loop. Pictures come as data, never as paths."""
         pool = self._picture_pool if hold_pictures(messages) else self._pool
         effort = Effort(_PICTURE_SECONDS)
         self._efforts.add(effort)
         try:
-            encode = partial(self.processor.encode_chat, effort=effort)
+            encode = partial(self.processor.encode_chat, effort=effort, goes_on=goes_on)
             return await self._in_pool(pool, encode, messages)
         finally:  # it may be that the client has left
             effort.end()
@@ -150,7 +150,8 @@ class AsyncEngine:
         requests = self.processor.requests(prompt, params, request_id, cache_salt)
         self._engine.check(requests[0])
         answers = {
-            r.id: Answer(r, index, self.processor.tokenizer) for index, r in enumerate(requests)
+            r.id: Answer(r, index, self.processor.tokenizer, goes_on=prompt.is_open)
+            for index, r in enumerate(requests)
         }
         pixel_bytes = sum(image.pixels.nbytes for image in prompt.images)
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), pixel_bytes)

@@ -156,8 +156,15 @@ class ChatTemplate:
             )
         return found
 
-    def encode(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> EncodedPrompt:
-        """The prompt that asks for the next assistant turn."""
+    def encode(
+        self, turns: Sequence[Turn], tokenizer: Tokenizer, *, goes_on: bool = False
+    ) -> EncodedPrompt:
+        """The prompt that asks for the next assistant turn. goes_on: for more of the last turn,
+        which is one of text."""
+        begun = ""
+        if goes_on:
+            begun = "".join(part for part in turns[-1].parts if isinstance(part, str))
+            turns = turns[:-1]
         prompt = _Prompt(self, tokenizer)
         num_pictures = 0
         for turn in self._with_system(turns):
@@ -178,11 +185,11 @@ class ChatTemplate:
             prompt.add_marker(self.end)
             prompt.add_text(self.after_end)
         prompt.add_marker(self.start)
-        prompt.add_text("assistant\n")
-        return prompt.finish()
+        prompt.add_text("assistant\n" + begun)
+        return prompt.finish(is_open=bool(begun))
 
     def _with_system(self, turns: Sequence[Turn]) -> list[Turn]:
-        if turns[0].role != "system":
+        if not turns or turns[0].role != "system":
             turns = [Turn("system", (self.default_system,)), *turns]
         elif self.keeps_empty_system:
             return list(turns)
@@ -225,13 +232,13 @@ class _Prompt:
         self._images.append(image)
         self._is_after_picture = True
 
-    def finish(self) -> EncodedPrompt:
+    def finish(self, *, is_open: bool) -> EncodedPrompt:
         self._flush()
         if self._template.bos_per_text and not self._images:
             bos = self._tokenizer.prefix_ids
             self._ids = bos + self._ids
             self._text = "".join(map(self._tokenizer.token_text, bos)) + self._text
-        return EncodedPrompt(self._text, self._ids, tuple(self._images))
+        return EncodedPrompt(self._text, self._ids, tuple(self._images), is_open)
 
     def _flush(self) -> None:
         if self._pending:

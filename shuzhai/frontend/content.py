@@ -64,6 +64,16 @@ def read_messages(messages: Any, *, allow_files: bool = False) -> list[Message]:
     return read
 
 
+def check_goes_on(messages: Sequence[Message]) -> None:
+    """InvalidRequestError unless the last message is the text of an answer."""
+    last = messages[-1]
+    if last.role != "assistant" or any(isinstance(part, MediaPart) for part in last.parts):
+        raise InvalidRequestError(
+            "only a last message of the role assistant, with text alone, can be gone on with",
+            "continue_final_message",
+        )
+
+
 def hold_pictures(messages: Any) -> bool:
     """Whether messages, checked or not, have anything but text in them."""
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]

@@ -12,12 +12,15 @@ from shuzhai.frontend.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Text of one answer, piece by piece. The pieces add up to `tokenizer.decode` of all ids."""
+    """Text of one answer, piece by piece. The pieces add up to `tokenizer.decode` of all ids.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    at_start  False where a text goes on: the space before its first word is kept
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, at_start: bool = True) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = True
+        self._at_start = at_start
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes, perhaps none."""

@@ -90,6 +90,13 @@ def open_image(source: ImageSource, where: str) -> Image.Image:
         raise _broken(where) from exc
 
 
+def media_type_of(data: bytes, where: str) -> str:
+    """What kind of picture it is, told by its first bytes; its size and structure are checked as
+    open_image does, its pixels are not decoded. InvalidRequestError."""
+    _open_bytes(data, where)
+    return _format_of(data, where).media_type
+
+
 def prepare_image(image: Image.Image, spec: ImageSpec, max_tiles: int | None) -> EncodedImage:
     """The tiles of a picture that open_image returned, with their digest and count of tokens.
 
@@ -210,20 +217,26 @@ class _Jpeg(JpegImageFile):
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """How a format begins, what checks its structure and reads its size, what leaves out the parts
-    that are not for its pixels, and what decodes it."""
+    """What a format is called, how it begins, what checks its structure and reads its size, what
+    leaves out the parts that are not for its pixels, and what decodes it."""
 
+    media_type: str
     prefix: re.Pattern[bytes]
     size: Callable[[bytes], tuple[int, int]] | None
     clean: Callable[[bytes], bytes] | None
     plugin: Callable[[Any], ImageFile]
 
 
-def _open_bytes(data: bytes, where: str) -> Image.Image:
-    """The picture with its size checked, its pixels not decoded yet."""
+def _format_of(data: bytes, where: str) -> _Format:
     found = next((f for f in _FORMATS if f.prefix.match(data)), None)
     if found is None:
         raise refuse(where, "this is no picture; PNG, JPEG, WebP, GIF and BMP can be read")
+    return found
+
+
+def _open_bytes(data: bytes, where: str) -> Image.Image:
+    """The picture with its size checked, its pixels not decoded yet."""
+    found = _format_of(data, where)
     try:
         if found.size is not None:
             check_size(*found.size(data), where)
@@ -296,12 +309,13 @@ def _jpeg(stream: _Stream) -> ImageFile:
 
 
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+_WEBP = re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL)
 _FORMATS = (
-    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, _png_pixels, PngImageFile),
-    _Format(re.compile(rb"\xff\xd8\xff"), None, None, _jpeg),
-    _Format(re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _webp_size, None, WebPImageFile),
-    _Format(re.compile(rb"GIF8[79]a"), _gif_size, None, GifImageFile),
-    _Format(re.compile(rb"BM"), None, None, BmpImageFile),
+    _Format("image/png", re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, _png_pixels, PngImageFile),
+    _Format("image/jpeg", re.compile(rb"\xff\xd8\xff"), None, None, _jpeg),
+    _Format("image/webp", _WEBP, _webp_size, None, WebPImageFile),
+    _Format("image/gif", re.compile(rb"GIF8[79]a"), _gif_size, None, GifImageFile),
+    _Format("image/bmp", re.compile(rb"BM"), None, None, BmpImageFile),
 )
 
 

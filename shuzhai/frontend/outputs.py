@@ -40,11 +40,13 @@ class EncodedPrompt:
     token_ids  the ids, BOS included where the model has one; at the positions of pictures the
                model's id for them, -1 where it has none
     images     the pictures in the order of their positions
+    is_open    the answer goes on in the middle of a text: it may begin with a space
     """
 
     text: str
     token_ids: list[int]
     images: tuple[EncodedImage, ...] = ()
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from shuzhai.frontend.chat import (
     choose_template,
     find_template,
 )
-from shuzhai.frontend.content import MediaPart, Message, read_messages
+from shuzhai.frontend.content import MediaPart, Message, check_goes_on, read_messages
 from shuzhai.frontend.effort import Effort
 from shuzhai.frontend.images import ImageSource, check_max_tiles, open_image, prepare_image
 from shuzhai.frontend.outputs import EncodedImage, EncodedPrompt
@@ -115,12 +115,14 @@ class Processor:
         max_tiles: int | None = None,
         allow_files: bool = False,
         effort: Effort | None = None,
+        goes_on: bool = False,
     ) -> EncodedPrompt:
         """The prompt for OpenAI-style messages; InvalidRequestError, ContextLengthError.
 
         max_tiles    of each picture, instead of the usual number
         allow_files  pictures may be named by their path
         effort       how long the pictures may take to open
+        goes_on      the last message is an answer that is not at its end
         """
         if self.template is None:
             raise InvalidRequestError(
@@ -129,10 +131,13 @@ class Processor:
             )
         check_max_tiles(max_tiles)
         read = read_messages(messages, allow_files=allow_files)
+        if goes_on:
+            check_goes_on(read)
         parts = [part for message in read for part in message.parts]
         self._check_size(sum(len(part) for part in parts if isinstance(part, str)), "messages")
         self._check_sight(parts)
-        return self.template.encode(self._open_pictures(read, max_tiles, effort), self.tokenizer)
+        turns = self._open_pictures(read, max_tiles, effort)
+        return self.template.encode(turns, self.tokenizer, goes_on=goes_on)
 
     def encode_image(self, image: ImageSource, max_tiles: int | None = None) -> EncodedImage:
         """One picture as the model's tower gets it."""

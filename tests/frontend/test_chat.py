@@ -18,8 +18,8 @@ from shuzhai.frontend.chat import (
     choose_template,
     find_template,
 )
-from shuzhai.frontend.content import hold_pictures, read_messages
-from shuzhai.frontend.outputs import EncodedImage
+from shuzhai.frontend.content import check_goes_on, hold_pictures, read_messages
+from shuzhai.frontend.outputs import EncodedImage, EncodedPrompt
 from shuzhai.frontend.tokenizer import load_tokenizer
 from tests.support.tiny import write_checkpoint
 
@@ -184,3 +184,41 @@ def test_pictures_are_noticed_in_unchecked_messages() -> None:
     assert hold_pictures(({"content": ({"type": "image"},)},))
     for other in ([{"content": [{"type": "text"}]}, {"content": "x"}, 5, {}], None, 5, "text"):
         assert not hold_pictures(other)
+
+
+ANSWER = "The capital of"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_that_goes_on(tiny_folder: Path, template: str) -> None:
+    """It stands where the model has left it: without an end, and without a turn after it."""
+    tokenizer = load_tokenizer(tiny_folder)
+    if tokenizer.token_id(TEMPLATES[template].start) is None:
+        pytest.skip("its markers are not in this vocabulary")
+
+    def encode(*messages: dict, goes_on: bool = False) -> EncodedPrompt:
+        return TEMPLATES[template].encode(turns_of([*messages]), tokenizer, goes_on=goes_on)
+
+    asked = encode(USER)
+    begun = encode(USER, {"role": "assistant", "content": ANSWER}, goes_on=True)
+    assert begun.text == asked.text + ANSWER
+    assert begun.token_ids[: len(asked.token_ids) - 3] == asked.token_ids[:-3]
+    assert (asked.is_open, begun.is_open) == (False, True)
+    assert encode(USER, {"role": "assistant", "content": ""}, goes_on=True) == asked
+    alone = encode({"role": "assistant", "content": ANSWER}, goes_on=True)
+    assert alone.text.endswith("assistant\n" + ANSWER)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER],
+        [{"role": "assistant", "content": "x"}, USER],
+        [USER, {"role": "system", "content": "x"}],
+        [USER, {"role": "assistant", "content": [PICTURE]}],
+    ],
+)
+def test_only_an_answer_of_text_can_go_on(messages: list[dict]) -> None:
+    with pytest.raises(InvalidRequestError, match="last message") as caught:
+        check_goes_on(read_messages(messages))
+    assert caught.value.param == "continue_final_message"

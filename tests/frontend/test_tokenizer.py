@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from shuzhai import CheckpointError, InvalidRequestError
+from shuzhai.frontend.detokenizer import Detokenizer
 from shuzhai.frontend.tokenizer import (
     AddedToken,
     SentencePieceTokenizer,
@@ -82,6 +83,18 @@ def test_text_survives_and_never_becomes_a_special_token(tokenizer: Tokenizer, t
     assert tokenizer.decode(ids) == text
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     assert len(text.encode()) <= len(ids) * tokenizer.max_piece_bytes
+
+
+@pytest.mark.parametrize("text", ["of France", " of France", "的首都"])
+def test_a_text_that_goes_on_keeps_the_space_before_a_word(tmp_path: Path, text: str) -> None:
+    """Where the vocabulary puts one before each, it is taken away before the first of an answer."""
+    metaspace(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode(text)
+    for at_start in (True, False):
+        stream = Detokenizer(tokenizer, at_start=at_start)
+        written = "".join(map(stream.push, ids)) + stream.flush()
+        assert written == (text if at_start else f" {text}")
 
 
 def test_only_a_trusted_caller_can_spell_special_tokens(tokenizer: Tokenizer) -> None:
