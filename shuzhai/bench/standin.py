@@ -34,7 +34,7 @@ from shuzhai.server.app import create_app
 from shuzhai.server.loading import LoadProgress
 from shuzhai.server.registry import Registry
 from shuzhai.server.run import PoliteServer, bind, listen
-from shuzhai.server.source import ModelFacts
+from shuzhai.server.source import ModelCard, ModelFacts
 
 _STOP_SECONDS = 30.0
 
@@ -68,10 +68,14 @@ class RandomSource:
         self, name: str, model: ModelConfig, config: EngineConfig, limits: Limits | None
     ) -> None:
         self.name = name
+        self.card = ModelCard(name)
         self._limits = limits
         self.measured: tuple[Card, Work] | None = None
         self._model = model
         self._config = config
+
+    def is_here(self) -> bool:
+        return True
 
     def look(self) -> ModelFacts:
         return ModelFacts(("text",), need=MemoryNeed(0, 0, 2**62))

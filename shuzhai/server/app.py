@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
-from typing import TypeVar
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import ContextLengthError, InvalidRequestError
 from shuzhai.frontend.async_engine import AsyncEngine
-from shuzhai.frontend.content import hold_pictures, read_messages
+from shuzhai.frontend.content import check_goes_on, hold_pictures, read_messages
 from shuzhai.frontend.outputs import Delta, EncodedPrompt
-from shuzhai.server.body import parse_object
-from shuzhai.server.boundary import Boundary, ClientGoneError, error_response
+from shuzhai.server.boundary import Boundary, error_response
+from shuzhai.server.chats.api import ChatsApi
+from shuzhai.server.chats.database import Database
+from shuzhai.server.chats.pictures import Attachments
 from shuzhai.server.errors import problem_of
 from shuzhai.server.model import ServedModel
-from shuzhai.server.pictures import PictureFetcher, RemotePicture, remote_pictures
+from shuzhai.server.offers import Offers
+from shuzhai.server.page_files import PageFile
+from shuzhai.server.pictures import LinkedPicture, PictureFetcher, fill_in, linked_pictures
+from shuzhai.server.reading import BodyReader, Endpoint
 from shuzhai.server.registry import Registry
 from shuzhai.server.replies import ChatFormat, CompletionFormat, Json, without_answer
 from shuzhai.server.schemas import (
@@ -35,50 +36,46 @@ from shuzhai.server.schemas import (
     ModelRequest,
 )
 from shuzhai.server.settings import CHAT_PATH, ServerConfig
+from shuzhai.server.status import StatusApi
 from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_gone
 
-Ask = TypeVar("Ask", ChatRequest, CompletionRequest, ModelRequest)
-
-_PARSE_IN_THREAD_BYTES = 64 * 2**10
 _MAX_ECHOED_LOGPROBS = 65536
-_STATIC_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".json": "application/json",
-    ".webp": "image/webp",
-    ".png": "image/png",
-}
+_HEALTH_PATH = "/health"
 
 
 def create_app(
     registry: Registry,
     config: ServerConfig | None = None,
     fetcher: PictureFetcher | None = None,
+    *,
+    database: Database | None = None,
+    offers: Offers | None = None,
+    page: Mapping[str, PageFile] | None = None,
 ) -> FastAPI:
-    """The whole HTTP side. The registry is shut down by the caller."""
+    """The whole HTTP side. Registry and database are closed by the caller.
+
+    Without a database nothing is kept, without offers no other model is known, without a page there
+    is the API alone.
+    """
     config = config or ServerConfig()
-    fetcher = fetcher or PictureFetcher(config.allowed_image_hosts)
+    page = page or {}
     app = FastAPI(
         title="Shuzhai",
         openapi_url=None,  # the interactive docs would load other people's code
         redirect_slashes=False,
     )
-    api = _Api(registry, fetcher)
-    page = dict(_static_files(files("shuzhai.server") / "static"))
-    app.add_route("/", _static_file(*page["index.html"]), methods=["GET"])
-    for name, (content, media_type) in page.items():
-        app.add_route(f"/static/{name}", _static_file(content, media_type), methods=["GET"])
-    app.add_route("/health", api.health, methods=["GET"])
-    app.add_route("/v1/models", api.list_models, methods=["GET"])
-    app.add_route("/v1/models/load", api.load_model, methods=["POST"])
-    app.add_route("/v1/models/unload", api.unload_model, methods=["POST"])
-    app.add_route("/v1/models/{name:path}", api.show_model, methods=["GET"])
-    app.add_route(CHAT_PATH, api.chat_completions, methods=["POST"])
-    app.add_route("/v1/completions", api.completions, methods=["POST"])
+    reader = BodyReader()
+    fetcher = fetcher or PictureFetcher(config.allowed_image_hosts)
+    routes = dict(_Api(registry, fetcher, Attachments(database), reader).routes())
+    if offers is not None:
+        routes |= StatusApi(registry, offers, reader).routes()
+    if database is not None:
+        routes |= ChatsApi(database, reader).routes()
+    routes |= {path: {"GET": file.serve} for path, file in page.items()}
+    for path, endpoints in routes.items():
+        app.add_route(path, _by_method(endpoints), methods=[*endpoints])
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_middleware(Boundary, config=config)
+    app.add_middleware(Boundary, config=config, open_paths={_HEALTH_PATH, *page})
     return app
 
 
@@ -86,33 +83,40 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     return error_response(problem_of(error))
 
 
-def _static_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, tuple[bytes, str]]]:
-    """Path, content and type of each file of the page, read once: no path that a request names
-    meets the disk."""
-    for file in folder.iterdir():
-        suffix = PurePosixPath(file.name).suffix
-        if file.is_dir():
-            yield from _static_files(file, f"{prefix}{file.name}/")
-        elif suffix in _STATIC_TYPES:
-            yield prefix + file.name, (file.read_bytes(), _STATIC_TYPES[suffix])
-
-
-def _static_file(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
     async def serve(request: Request) -> Response:
-        headers = {"cache-control": "no-cache"}
-        return Response(content, media_type=media_type, headers=headers)
+        # The router lets HEAD in where there is GET.
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
 
     return serve
 
 
 class _Api:
-    """The endpoints."""
+    """The endpoints of the OpenAI API, and those of its kind."""
 
-    def __init__(self, registry: Registry, fetcher: PictureFetcher) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        fetcher: PictureFetcher,
+        attachments: Attachments,
+        reader: BodyReader,
+    ) -> None:
         self._registry = registry
         self._fetcher = fetcher
-        # One big body at a time: meanwhile it takes several times its size, and the interpreter.
-        self._parsing = asyncio.Lock()
+        self._attachments = attachments
+        self._reader = reader
+
+    def routes(self) -> Mapping[str, Mapping[str, Endpoint]]:
+        """Endpoints by path and method."""
+        return {
+            _HEALTH_PATH: {"GET": self.health},
+            "/v1/models": {"GET": self.list_models},
+            "/v1/models/load": {"POST": self.load_model},
+            "/v1/models/unload": {"POST": self.unload_model},
+            "/v1/models/{name:path}": {"GET": self.show_model},
+            CHAT_PATH: {"POST": self.chat_completions},
+            "/v1/completions": {"POST": self.completions},
+        }
 
     async def health(self, request: Request) -> Response:
         """503 if a step hangs, or if no model is there to be used: all that were tried have failed.
@@ -145,40 +149,47 @@ class _Api:
 
     async def load_model(self, request: Request) -> Response:
         """Answers when the model is loaded. The client that leaves before does not end the load."""
-        name = (await self._read(request, ModelRequest)).model
+        name = (await self._reader.object(request, ModelRequest.parse)).model
         use = self._registry.use(name, request.state.leaving, is_patient=True)
         model, _ = await unless_gone(request.receive, use)
         return JSONResponse(_shown(model))
 
     async def unload_model(self, request: Request) -> Response:
         """Answers when the memory is free. There is no forcing it: 409 while requests use it."""
-        name = (await self._read(request, ModelRequest)).model
+        name = (await self._reader.object(request, ModelRequest.parse)).model
         return JSONResponse(_shown(await self._registry.unload(name)))
 
     async def chat_completions(self, request: Request) -> Response:
         # An answer may take minutes: what was read is in no variable here that would keep it.
         return await unless_gone(
-            request.receive, self._begin_chat(request, await self._read(request, ChatRequest))
+            request.receive,
+            self._begin_chat(request, await self._reader.object(request, ChatRequest.parse)),
         )
 
     async def completions(self, request: Request) -> Response:
         return await unless_gone(
             request.receive,
-            self._begin_completions(request, await self._read(request, CompletionRequest)),
+            self._begin_completions(
+                request, await self._reader.object(request, CompletionRequest.parse)
+            ),
         )
 
     async def _begin_chat(self, request: Request, ask: ChatRequest) -> Response:
         model = self._registry.find(ask.model)
         _check_sampling(ask, model)
-        messages, remote = await asyncio.to_thread(_prepare, ask, model)
+        messages, kept, remote = await asyncio.to_thread(_prepare, ask, model)
+        found = await self._attachments.find(request.state.tenant, kept)
         model, engine = await self._registry.use(ask.model, request.state.leaving)
         params = ask.sampling(engine.processor.default_sampling)
         ask = ask.model_copy(update={"messages": []})
-        if remote:
+        if kept or remote:
             _check_sees(model)  # which may be known only now
+            contents = await self._attachments.read(found, request.state.held)
+            messages = fill_in(messages, kept, contents)
+            del contents
             messages = await self._fetcher.fetch(messages, remote, request.state.held)
-        prompt = await engine.encode_chat(messages)
-        del messages, remote
+        prompt = await engine.encode_chat(messages, goes_on=ask.goes_on)
+        del messages, kept, remote
         request.state.held.release()
         salt = cache_salt(request.state.tenant, ask.cache_salt)
         pieces = merge([engine.generate(prompt, params, cache_salt=salt)], params.n)
@@ -206,34 +217,24 @@ class _Api:
             param = "prompt" if error.param == "messages" else error.param
             raise ContextLengthError(str(error), param) from None
 
-    async def _read(self, request: Request, kind: type[Ask]) -> Ask:
-        """The checked body. A big one is read in a thread: others' streams must not wait for it."""
-        try:
-            # request.body() would keep it for as long as the answer takes.
-            body = b"".join([piece async for piece in request.stream()])
-        except ClientDisconnect:
-            raise ClientGoneError from None
-        if len(body) <= _PARSE_IN_THREAD_BYTES:
-            return _parse(body, kind)
-        async with self._parsing:
-            return await asyncio.to_thread(_parse, body, kind)
 
-
-def _parse(body: bytes, kind: type[Ask]) -> Ask:
-    return kind.parse(parse_object(body))
-
-
-def _prepare(ask: ChatRequest, model: ServedModel) -> tuple[list[Json], list[RemotePicture]]:
-    """The messages for the frontend, and which pictures of them are to be fetched before.
+def _prepare(
+    ask: ChatRequest, model: ServedModel
+) -> tuple[list[Json], list[LinkedPicture], list[LinkedPicture]]:
+    """The messages for the frontend, and which pictures of them are to be read from what is kept,
+    and to be fetched, before.
 
     No model is loaded for what will be refused.
     """
     messages = ask.plain_messages()
-    remote = remote_pictures(messages)
-    read_messages(messages)
+    linked = linked_pictures(messages)
+    read = read_messages(messages)
+    if ask.goes_on:
+        check_goes_on(read)
     if hold_pictures(messages):
         _check_sees(model)
-    return messages, remote
+    kept = [picture for picture in linked if picture.kept_id is not None]
+    return messages, kept, [picture for picture in linked if picture.kept_id is None]
 
 
 def _check_sampling(ask: GenerationRequest, model: ServedModel) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from contextlib import ExitStack
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shuzhai.errors import ShuzhaiError
@@ -26,8 +27,11 @@ _CONTENT_SECURITY_POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data:",
+        "img-src 'self' data: blob:",
+        "font-src 'self'",
         "connect-src 'self'",
+        "worker-src 'self'",
+        "manifest-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -53,12 +57,15 @@ class ClientGoneError(Exception):
 
 
 class Boundary:
-    """See the module. `app` is the router; other than HTTP only the lifespan passes."""
+    """See the module. `app` is the router; other than HTTP only the lifespan passes.
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    open_paths  need no API key
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
         self._app = app
         self._config = config
-        self._guard = Guard(config)
+        self._guard = Guard(config, open_paths)
         self._budget = ByteBudget(config.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,6 +76,7 @@ class Boundary:
             await send({"type": "websocket.close", "code": 1008})
             return
         # The guard and the router see one and the same path.
+        is_bare_root = scope["path"] == self._config.root_path != ""
         path = _without_root(scope["path"], self._config.root_path)
         scope = {**scope, "path": path, "root_path": ""}
         limit, held = self._config.body_limit(path), HeldBytes(self._budget)
@@ -82,6 +90,11 @@ class Boundary:
             tenant = self._guard.check(scope)
             if scope["method"] == "OPTIONS" and reply.cors_origin:
                 await _preflight()(scope, body.receive, reply.send)
+                return
+            if is_bare_root and scope["method"] in ("GET", "HEAD"):
+                # The page's addresses are relative to the slash at the end.
+                to_page = RedirectResponse(f"{self._config.root_path}/", 308)
+                await to_page(scope, body.receive, reply.send)
                 return
             scope.setdefault("state", {}).update(tenant=tenant, held=held, leaving=leaving)
             await self._app(scope, body.receive, reply.send)
@@ -131,7 +144,7 @@ def _preflight() -> Response:
     return Response(
         status_code=204,
         headers={
-            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-methods": "GET, POST, DELETE",
             "access-control-allow-headers": "authorization, content-type",
             "access-control-max-age": "600",
         },
@@ -166,7 +179,7 @@ class _Reply:
         headers.setdefault("cache-control", "no-store")
         if self.cors_origin is not None:
             headers["access-control-allow-origin"] = self.cors_origin
-            headers["vary"] = "Origin"
+            headers.add_vary_header("Origin")
         if not self._body.complete:
             headers["connection"] = "close"
         self.started = True

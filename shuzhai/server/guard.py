@@ -1,15 +1,15 @@
 """The door keeper: what every request must pass before a route sees it.
 
 Pure checks on the request line and headers: sizes, Host (DNS rebinding), Origin (foreign web
-pages), API key, kind and size of the body. It reads no body and knows no route, but for the few
-that are open without a key: everything else is locked, known or not.
+pages), API key, kind and size of the body. It reads no body and knows no route, but for those that
+are open without a key, and those that take pictures: everything else is locked, known or not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,22 +17,25 @@ from starlette.types import Scope
 
 from shuzhai.server.body import too_large
 from shuzhai.server.errors import Problem, RefusedError, refusal
-from shuzhai.server.settings import ServerConfig, is_loopback
+from shuzhai.server.settings import ATTACHMENTS_PATH, ServerConfig, is_loopback
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 2**10
-# They show neither models' answers nor anything of other users, and change nothing.
-OPEN_PATHS = frozenset({"/", "/health"})
-OPEN_PREFIX = "/static/"
+_JSON = frozenset({"application/json"})
+_PICTURES = frozenset(f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp"))
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
-    """Checks request heads; RefusedError says why one may not pass."""
+    """Checks request heads; RefusedError says why one may not pass.
 
-    def __init__(self, config: ServerConfig) -> None:
+    open_paths  need no key: they show nothing of models or users, and change nothing
+    """
+
+    def __init__(self, config: ServerConfig, open_paths: Collection[str]) -> None:
         self._config = config
+        self._open_paths = open_paths
         self._host_is_checked = is_loopback(config.host) or bool(config.allowed_hosts)
         self._hosts = {host.lower() for host in config.allowed_hosts}
         self._keys = [_digest(key.encode()) for key in config.api_keys]
@@ -82,7 +85,7 @@ class Guard:
             )
 
     def _check_key(self, path: str, headers: Headers) -> bytes:
-        if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        if not self._keys or path in self._open_paths:
             return b""
         scheme, _, sent = headers.get("authorization", "").partition(" ")
         digest = _digest(sent.strip().encode("utf-8", "replace"))
@@ -105,10 +108,10 @@ class Guard:
         has_body = length > 0 or "transfer-encoding" in headers
         if method == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise refusal(
-                    415, "unsupported_media_type", "The Content-Type must be application/json."
-                )
+            kinds = _PICTURES if path == ATTACHMENTS_PATH else _JSON
+            if kind not in kinds:
+                allowed = " or ".join(sorted(kinds))
+                raise refusal(415, "unsupported_media_type", f"The Content-Type must be {allowed}.")
             if headers.get("content-encoding", "identity").lower() != "identity":
                 raise refusal(415, "unsupported_media_type", "Send the body uncompressed.")
         elif has_body:

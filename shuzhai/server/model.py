@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from shuzhai.engine.request import SamplingParams
 from shuzhai.frontend.async_engine import AsyncEngine
 from shuzhai.server.errors import without_secrets
 from shuzhai.server.loading import LoadProgress
@@ -26,15 +27,16 @@ class ServedModel:
     error         why it cannot be used: of the last load, or of the engine that died
     num_holds     requests that use it or wait for it
     memory_bytes  that it keeps from others: from the start of a load until the engine is freed
+    sampling      the model's own defaults, once it was loaded
     idle_since, unload_at   in the event loop's time
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, facts: ModelFacts) -> None:
         self.source = source
         self.name = source.name
         self.aliases = source.aliases
         self.created = int(time.time())
-        self.facts: ModelFacts = source.look()
+        self.facts = facts
         self.engine: AsyncEngine | None = None
         self.loading: asyncio.Task[AsyncEngine] | None = None
         self.progress: LoadProgress | None = None
@@ -43,6 +45,7 @@ class ServedModel:
         self.error: str | None = None
         self.num_holds = 0
         self.memory_bytes = 0
+        self.sampling: SamplingParams | None = None
         self.idle_since = 0.0
         self.unload_at = 0.0
         self.timer: asyncio.TimerHandle | None = None

@@ -1,4 +1,5 @@
-"""Pictures of a chat request: counted, and fetched where they are on a host the operator listed.
+"""Pictures of a chat request that are not part of it: kept by this server, or to be fetched from a
+host that the operator listed.
 
 A URL in a request is an order to our machine to go somewhere. So: listed names only, each of their
 addresses must be public, the connection goes to the very address that was checked, and bytes, time
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
@@ -25,6 +26,7 @@ Json = dict[str, Any]
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _URL_PARTS = {"image_url": "image", "video_url": "video"}
+_KEPT = "attachment:"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TO_PLAIN = ("http", "https")
 _ACCEPT = "image/png, image/jpeg, image/webp, image/gif, image/bmp, */*;q=0.5"
@@ -45,8 +47,8 @@ class FetchLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class RemotePicture:
-    """A part of a request that is to be fetched: messages[message].content[part]."""
+class LinkedPicture:
+    """A part of a request that only says where its picture is: messages[message].content[part]."""
 
     message: int
     part: int
@@ -56,14 +58,19 @@ class RemotePicture:
     def where(self) -> str:
         return f"messages[{self.message}].content[{self.part}]"
 
+    @property
+    def kept_id(self) -> str | None:
+        """Of a picture that this server keeps: what follows `attachment:`."""
+        return self.url.removeprefix(_KEPT) if self.url.startswith(_KEPT) else None
 
-def remote_pictures(messages: Sequence[Json]) -> list[RemotePicture]:
-    """Which parts are to be fetched. Checks all that must be known before any work is done.
+
+def linked_pictures(messages: Sequence[Json]) -> list[LinkedPicture]:
+    """Which parts need bytes from elsewhere. Checks all that must be known before any work is done.
 
     InvalidRequestError for too many pictures, and for parts that are not a URL of a kind a client
     may give. What else is wrong with a part, the frontend finds.
     """
-    parts = [RemotePicture(i, j, _url(i, j, part)) for i, j, part in _picture_parts(messages)]
+    parts = [LinkedPicture(i, j, _url(i, j, part)) for i, j, part in _picture_parts(messages)]
     if len(parts) > MAX_PICTURES:
         raise _bad(f"the request has {len(parts)} pictures, and {MAX_PICTURES} is the most")
     return [part for part in parts if part.url[:5].lower() != "data:"]
@@ -86,6 +93,8 @@ def _url(message: int, part: int, content: Json) -> str:
     url = value.get("url") if isinstance(value, dict) else None
     if not isinstance(url, str):
         raise _bad(f'messages[{message}].content[{part}].{kind} must be {{"url": "data:..."}}')
+    if kind != "image_url" and url.startswith(_KEPT):
+        raise _bad(f"messages[{message}].content[{part}]: an attachment is always an image_url")
     return url
 
 
@@ -113,7 +122,7 @@ class PictureFetcher:
         self._turns = asyncio.Semaphore(self._limits.max_concurrent)
 
     async def fetch(
-        self, messages: Sequence[Json], pictures: Sequence[RemotePicture], held: HeldBytes
+        self, messages: Sequence[Json], pictures: Sequence[LinkedPicture], held: HeldBytes
     ) -> list[Json]:
         """The messages with the bytes of `pictures` in the place of their URLs.
 
@@ -135,15 +144,9 @@ class PictureFetcher:
                 f"the pictures of the request took longer than {seconds:g} s to fetch; "
                 "send data: URLs instead"
             ) from None
-        result = list(messages)
-        for picture in pictures:
-            message = result[picture.message]
-            content = list(message["content"])
-            content[picture.part] = _with_bytes(content[picture.part], found[picture.url])
-            result[picture.message] = {**message, "content": content}
-        return result
+        return fill_in(messages, pictures, found)
 
-    async def _fetch(self, picture: RemotePicture, left: int, held: HeldBytes) -> bytes:
+    async def _fetch(self, picture: LinkedPicture, left: int, held: HeldBytes) -> bytes:
         """Follow one URL to its end. Each step is checked as the first one was."""
         limits, where = self._limits, picture.where
         url = self._check(picture.url, where)
@@ -244,6 +247,19 @@ class PictureFetcher:
             total = self._limits.request_bytes
             raise _lost(where, f"the pictures of a request may have {total} bytes together")
         raise _lost(where, f"it is larger than {limit} bytes")
+
+
+def fill_in(
+    messages: Sequence[Json], pictures: Sequence[LinkedPicture], found: Mapping[str, bytes]
+) -> list[Json]:
+    """The messages with the bytes of `pictures`, by URL, in the place of their URLs."""
+    result = list(messages)
+    for picture in pictures:
+        message = result[picture.message]
+        content = list(message["content"])
+        content[picture.part] = _with_bytes(content[picture.part], found[picture.url])
+        result[picture.message] = {**message, "content": content}
+    return result
 
 
 def _with_bytes(part: Json, content: bytes) -> Json:

@@ -38,6 +38,8 @@ from shuzhai.server.loading import LoadProgress, LoadStoppedError, in_daemon_thr
 from shuzhai.server.model import ServedModel
 from shuzhai.server.source import ModelFacts, ModelSource
 
+_Load = Callable[[ServedModel, LoadProgress], Coroutine[Any, Any, AsyncEngine]]
+
 # For another model's answers, or a model that is unloaded, to end.
 ROOM_SECONDS = 60.0
 # A request holds its body: it does not wait for a download for longer.
@@ -48,7 +50,7 @@ _STOP_SECONDS = 2.0
 
 
 class Registry:
-    """The served models. The first is meant where no name is given and there is no other.
+    """The served models. Where no name is given, the only one is meant that was there at the start.
 
     budget_bytes  for all models together
     keep_alive    seconds that an idle model stays loaded; None: until its memory is needed
@@ -73,7 +75,8 @@ class Registry:
                 "apart: name each once, or rename one's folder"
             )
         self.budget_bytes = budget_bytes
-        self.models = tuple(ServedModel(source) for source in sources)
+        self.models = tuple(ServedModel(source, source.look()) for source in sources)
+        self._usual = self.models[0] if len(self.models) == 1 else None
         self._keep_alive = keep_alive
         self._room_seconds = room_seconds
         self._fetch_seconds = fetch_seconds
@@ -86,8 +89,8 @@ class Registry:
     def find(self, name: str | None) -> ServedModel:
         """The model of that name. Names are compared, never looked up on a disk or a hub."""
         if name is None:
-            if len(self.models) == 1:
-                return self.models[0]
+            if self._usual is not None:
+                return self._usual
             raise InvalidRequestError(
                 "model is missing", param="model", code="missing_required_parameter"
             )
@@ -99,6 +102,26 @@ class Registry:
                 return model
         served = ", ".join(model.name for model in self.models)
         raise ModelNotFoundError(f"the model {name[:64]!r} is not served here; there is: {served}")
+
+    async def add(self, source: ModelSource) -> ServedModel:
+        """Serve one more model, which is neither fetched nor loaded yet; the one of that name if
+        there is one. What no name means stays as it was."""
+        facts = await asyncio.to_thread(source.look)
+        if self._closing.is_set():
+            raise RefusedError(SHUTTING_DOWN)
+        with suppress(ModelNotFoundError):
+            return self.find(source.name)
+        model = ServedModel(source, facts)
+        self.models = (*self.models, model)
+        return model
+
+    def begin_fetch(self, model: ServedModel) -> None:
+        """Make a model be here, without memory for it. Its progress is that of a load; who asks for
+        it meanwhile has it loaded afterwards."""
+        if self._closing.is_set():
+            raise RefusedError(SHUTTING_DOWN)
+        if model.loading is None and model.engine is None:
+            self._begin_load(model, self._fetch_only, LoadProgress())
 
     async def use(
         self, name: str | None, leaving: ExitStack, *, is_patient: bool = False
@@ -204,15 +227,20 @@ class Registry:
             if model.engine is not None and model.engine.is_alive:
                 return model.engine
             if model.loading is None:
-                model.progress = LoadProgress(also)
-                model.loading = self._begin(self._load(model, model.progress))
-                model.loading.add_done_callback(partial(self._loaded, model, also is None))
+                self._begin_load(model, self._load, LoadProgress(also), tell=also is None)
             loading = model.loading
             await self._wait_for_load(model, fetched_by)
             if loading.done() and not self._closing.is_set():
                 # Somebody who left had it stopped: for this one it begins again.
                 with suppress(LoadStoppedError):
                     return loading.result()
+
+    def _begin_load(
+        self, model: ServedModel, load: _Load, progress: LoadProgress, *, tell: bool = True
+    ) -> None:
+        model.progress = progress
+        model.loading = self._begin(load(model, progress))
+        model.loading.add_done_callback(partial(self._loaded, model, tell))
 
     async def _wait_for_load(self, model: ServedModel, fetched_by: float | None) -> None:
         """Until a load is over, or nothing is loaded any more. RefusedError if so late (in the
@@ -268,12 +296,19 @@ class Registry:
                 await engine.shutdown()
                 raise LoadStoppedError
             model.engine, model.memory_bytes = engine, engine.memory_bytes
+            model.sampling = engine.processor.default_sampling
         finally:
             if model.engine is None:
                 await self._free(model, collect=False)
             self._wake()
         self._tell(f"{model.name} is loaded: {engine.plan_line}")
         return engine
+
+    async def _fetch_only(self, model: ServedModel, progress: LoadProgress) -> AsyncEngine:
+        """A load that is stopped once all is here: it begins again for those who wait."""
+        model.facts = await self._fetch(model, progress)
+        self._tell(f"{model.name} is here.")
+        raise LoadStoppedError
 
     async def _fetch(self, model: ServedModel, progress: LoadProgress) -> ModelFacts:
         """Who stops it does not wait for the thread, which may hang in a network for long; it ends

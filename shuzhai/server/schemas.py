@@ -68,6 +68,12 @@ class ModelRequest(BaseModel):
             raise _invalid(error) from None
 
 
+class PullRequest(ModelRequest):
+    """POST /api/models/pull"""
+
+    model: str = Field(max_length=256)
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -136,9 +142,22 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[dict[str, Any]], FailFast()]
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """More of the last message is wanted. As in vLLM, who says both says the same."""
+        if self.add_generation_prompt is self.continue_final_message:
+            raise InvalidRequestError(
+                "add_generation_prompt is true for a new answer, and false where "
+                "continue_final_message is true; leave it out",
+                param="add_generation_prompt",
+            )
+        return self.continue_final_message
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from shuzhai.errors import ConfigError
+from shuzhai.frontend.images import MAX_FILE_BYTES
 from shuzhai.server.addresses import listed_places
 
 CHAT_PATH = "/v1/chat/completions"
+ATTACHMENTS_PATH = "/api/attachments"
+IMPORT_PATH = "/api/conversations/import"
 _TEXT_BODY_BYTES = 8 * 2**20
+_IMPORT_BODY_BYTES = 64 * 2**20
 
 
 def is_loopback(host: str) -> bool:
@@ -74,5 +78,9 @@ class ServerConfig:
 
     def body_limit(self, path: str) -> int:
         """The most bytes that a request to this path may send."""
+        if path == IMPORT_PATH:
+            return _IMPORT_BODY_BYTES
+        if path == ATTACHMENTS_PATH:
+            return MAX_FILE_BYTES
         limit = self.max_body_bytes
         return limit if path == CHAT_PATH else min(limit, _TEXT_BODY_BYTES)

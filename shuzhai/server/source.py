@@ -16,12 +16,15 @@ from typing import Any, Protocol
 from shuzhai.checkpoint import CheckpointConfig, read_checkpoint_config
 from shuzhai.config import EngineConfig, Environment, VisionConfig
 from shuzhai.engine.engine import forecast
-from shuzhai.engine.memory import MemoryNeed
+from shuzhai.engine.engine import resolve as resolve_config
+from shuzhai.engine.memory import MemoryNeed, allowed_length, memory_need
+from shuzhai.engine.runner import sizes_here
 from shuzhai.errors import CheckpointError, ConfigError, ModelNotFoundError
 from shuzhai.frontend.async_engine import AsyncEngine
-from shuzhai.hub.catalog import find
+from shuzhai.hub.catalog import CatalogEntry, find
 from shuzhai.hub.progress import Progress, SilentProgress
 from shuzhai.hub.pull import is_local, pull, resolve
+from shuzhai.hub.shapes import SHAPES
 from shuzhai.hub.store import Store
 from shuzhai.server.loading import LoadProgress
 
@@ -39,11 +42,28 @@ class ModelFacts:
     need: MemoryNeed | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is, for people; this never changes.
+
+    shipped         it is part of this package; download_bytes   about what a pull fetches
+    languages       that it was trained to speak; None: unknown
+    """
+
+    title: str
+    shipped: bool = False
+    download_bytes: int = 0
+    languages: tuple[str, ...] | None = None
+
+
 class ModelSource(Protocol):
     """A model that can be loaded again and again."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def card(self) -> ModelCard: ...
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -53,6 +73,10 @@ class ModelSource(Protocol):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Paths that its errors may name, and clients must not see."""
+        ...
+
+    def is_here(self) -> bool:
+        """Nothing would have to be fetched."""
         ...
 
     def look(self) -> ModelFacts:
@@ -95,22 +119,22 @@ class CheckpointSource:
         self._is_folder = not is_name and is_local(model) and os.path.isdir(model)
         if self._is_folder:
             own, self._guess = self._folder().resolve().name, ModelFacts(("text",))
+            self.card = ModelCard(own)
         else:
             entry = find(model)
-            own = entry.name
-            about = entry.memory_bytes
-            self._guess = ModelFacts(
-                ("text",) if entry.kind == "text" else ("text", "image"),
-                need=MemoryNeed(about, about, about) if about else None,
-            )
+            own, self._guess = entry.name, self._expect(entry)
+            self.card = ModelCard(entry.title, entry.shipped, entry.download_bytes, entry.languages)
         self.name = name or own
         self.aliases = (own, model)
         known = [str(self._store.root), str(environment.home), os.path.expanduser("~")]
         known += [model, os.path.abspath(model)] if self._is_folder else []
         self.secrets = _spellings(known)
 
+    def is_here(self) -> bool:
+        return self._is_folder or self._store.has(self._model)
+
     def look(self) -> ModelFacts:
-        if not self._is_folder and not self._store.has(self._model):
+        if not self.is_here():
             return self._guess
         try:
             return self._read(self._folder())
@@ -125,6 +149,19 @@ class CheckpointSource:
         return AsyncEngine.load(
             self._folder(), load_progress=progress.loaded, **self._options, **config
         )
+
+    def _expect(self, entry: CatalogEntry) -> ModelFacts:
+        """Of a model that is not here."""
+        modalities = ("text",) if entry.kind == "text" else ("text", "image")
+        shape = SHAPES.get(entry.name)
+        if shape is None:
+            return ModelFacts(modalities)
+        try:
+            config = resolve_config(self._config)
+            need = memory_need(shape, config, sizes_here(shape, config))
+            return ModelFacts(modalities, allowed_length(shape.decoder, config), need)
+        except ConfigError:  # told when it is loaded
+            return ModelFacts(modalities)
 
     def _folder(self, progress: Progress | None = None) -> Path:
         get = resolve if self._is_folder else pull

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -155,6 +155,32 @@ class EventStream(Response):
         async with aclosing(self._answering.events(self._include_usage)) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class PieceStream(Response):
+    """Sends pieces of bytes until they end or the client leaves; then they are closed."""
+
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], headers: Mapping[str, str], status: int = 200
+    ) -> None:
+        super().__init__(status_code=status)
+        del self.headers["content-length"]
+        self.headers.update(headers)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code}
+        try:
+            await send({**start, "headers": self.raw_headers})
+            await unless_gone(receive, self._send_all(send, has_body=scope["method"] != "HEAD"))
+        finally:
+            await self._pieces.aclose()
+
+    async def _send_all(self, send: Send, has_body: bool) -> None:
+        if has_body:
+            async for piece in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -16,7 +16,7 @@ from shuzhai.errors import ContextLengthError, EngineDeadError, InvalidRequestEr
 from shuzhai.frontend.outputs import Delta, EncodedPrompt, Logprob, Usage
 from shuzhai.hub.progress import Progress
 from shuzhai.server.loading import LoadProgress
-from shuzhai.server.source import ModelFacts
+from shuzhai.server.source import ModelCard, ModelFacts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class FakeProcessor:
     def __init__(self) -> None:
         self.image_spec: ImageSpec | None = None
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, goes_on: bool = False
+    ) -> EncodedPrompt:
         if not messages:
             raise InvalidRequestError("messages is empty", param="messages")
         for message in messages:
@@ -98,6 +100,7 @@ class FakeEngine:
         self.params: list[SamplingParams] = []
         self.prompts: list[EncodedPrompt] = []
         self.messages: list[Sequence[Mapping[str, Any]]] = []
+        self.goes_on: list[bool] = []
         self.stopping = False
 
     @property
@@ -107,8 +110,11 @@ class FakeEngine:
     def stats(self) -> FakeStats:
         return FakeStats(self.running, num_free_blocks=64 - self.running)
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, goes_on: bool = False
+    ) -> EncodedPrompt:
         self.messages.append(messages)
+        self.goes_on.append(goes_on)
         return await asyncio.to_thread(self.processor.encode_chat, messages)
 
     async def encode_text(self, text: str) -> EncodedPrompt:
@@ -177,6 +183,10 @@ class GivenSource:
         self.aliases = (f"{name}-folder",)
         self.secrets = ()
         self.engine = engine
+        self.card = ModelCard(name.title())
+
+    def is_here(self) -> bool:
+        return True
 
     def look(self) -> ModelFacts:
         return ModelFacts(("text",), self.engine.processor.max_model_len, MemoryNeed(1, 1, 1))
@@ -211,12 +221,17 @@ class FakeSource:
         self.engines: list[FakeEngine] = []
         self.granted: list[int] = []
         self.num_fetches = 0
+        self.has_come = False
         self.num_fetched_bytes = 25
         self.size_bytes: int | None = 100
+        self.card = ModelCard(f"The {name}", download_bytes=100, languages=("en",))
 
     @property
     def engine(self) -> FakeEngine:
         return self.engines[-1]
+
+    def is_here(self) -> bool:
+        return self.has_come
 
     def look(self) -> ModelFacts:
         return ModelFacts(("text",), 256, self.need)
@@ -229,6 +244,7 @@ class FakeSource:
             progress.advance(0)
         if self.fetch_error is not None:
             raise self.fetch_error.with_traceback(None)  # as new: the test may raise it again
+        self.has_come = True
         return self.look()
 
     def load(self, memory_bytes: int, progress: LoadProgress) -> Any:

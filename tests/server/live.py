@@ -91,7 +91,19 @@ def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:])}
+    if headers.get("transfer-encoding") == "chunked":
+        body = unchunked(body)
     return int(lines[0].split()[1]), headers, body
+
+
+def unchunked(body: bytes) -> bytes:
+    """As much as has come."""
+    whole = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        whole, body = whole + body[:length], body[length + 2 :]
+    return whole
 
 
 @contextmanager
@@ -101,10 +113,12 @@ def live_server(
     protocol: type[WatchedProtocol] = WatchedProtocol,
     names: Sequence[str] = ("tiny",),
     fetcher: PictureFetcher | None = None,
+    **parts: Any,
 ) -> Iterator[Live]:
-    """A server whose models are these engines, loaded."""
+    """A server whose models are these engines, loaded; `parts` are those of create_app."""
     sources = [GivenSource(n, e) for n, e in zip(names, engines, strict=True)]
-    with live_registry(Registry(sources, 2**40), config, protocol, fetcher, load=True) as live:
+    registry = Registry(sources, 2**40)
+    with live_registry(registry, config, protocol, fetcher, load=True, **parts) as live:
         yield live
 
 
@@ -116,8 +130,9 @@ def live_registry(
     fetcher: PictureFetcher | None = None,
     *,
     load: bool = False,
+    **parts: Any,
 ) -> Iterator[Live]:
-    app = create_app(registry, config, fetcher)
+    app = create_app(registry, config, fetcher, **parts)
     server = PoliteServer(app, registry, drain_seconds=1, protocol=protocol)
     sock = bind("127.0.0.1", 0)
     listen(sock)

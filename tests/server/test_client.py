@@ -242,6 +242,38 @@ def test_an_answer_can_be_sent_back(steady: Live) -> None:
     )
 
 
+BEGUN = [*HELLO, {"role": "assistant", "content": "Hello, "}]
+
+
+def test_an_answer_can_go_on(live: Live, engine: FakeEngine) -> None:
+    """By vLLM's name for it; vLLM wants the other one said, too."""
+    for more in ({}, {"add_generation_prompt": False}):
+        body = {"messages": BEGUN, "continue_final_message": True, **more}
+        status, answer = live.post("/v1/chat/completions", body)
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"] == "Hello, world"
+    assert live.post("/v1/chat/completions", {"messages": BEGUN, "add_generation_prompt": True})
+    assert engine.goes_on == [True, True, False]
+    assert engine.messages[0] == BEGUN
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"messages": HELLO}, "continue_final_message"),
+        ({"messages": [BEGUN[1], HELLO[0]]}, "continue_final_message"),
+        ({"continue_final_message": 1}, "continue_final_message"),
+        ({"add_generation_prompt": True}, "add_generation_prompt"),
+        ({"continue_final_message": False, "add_generation_prompt": False},
+         "add_generation_prompt"),
+    ],
+)  # fmt: skip
+def test_what_cannot_go_on(steady: Live, options: dict[str, Any], param: str) -> None:
+    body = {"messages": BEGUN, "continue_final_message": True, **options}
+    status, answer = steady.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
 def test_too_long_a_prompt(steady: Live) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         steady.client().chat.completions.create(

@@ -18,7 +18,7 @@ import pytest
 from shuzhai.errors import InvalidRequestError
 from shuzhai.server.errors import RefusedError
 from shuzhai.server.held import FREE_BYTES, ByteBudget, HeldBytes
-from shuzhai.server.pictures import FetchLimits, PictureFetcher, remote_pictures
+from shuzhai.server.pictures import FetchLimits, PictureFetcher, linked_pictures
 from tests.server.web import PICTURE, PUBLIC, Body, ToLocal, Web, tcp_server
 
 A = "https://a.example/x.png"
@@ -40,7 +40,7 @@ def fetch_parts(
 
     async def run() -> list[dict[str, Any]]:
         held = HeldBytes(budget or ByteBudget(2**30))
-        return await fetcher.fetch(messages, remote_pictures(messages), held)
+        return await fetcher.fetch(messages, linked_pictures(messages), held)
 
     return asyncio.run(run())[1]["content"]
 
@@ -146,21 +146,21 @@ def test_nothing_is_fetched_unless_the_operator_says_so() -> None:
 @pytest.mark.parametrize("part", [{"type": "image", "image": "/etc/passwd"}, {"type": "video"}])
 def test_a_client_names_no_file(part: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages\[1\]\.content\[0\].*_url"):
-        remote_pictures(chat(part))
+        linked_pictures(chat(part))
 
 
 @pytest.mark.parametrize(
     "part", ["x", None, {}, {"type": None}, {"type": []}, {"type": "text"}, {"type": "audio_url"}]
 )
 def test_other_parts_are_the_frontends(part: object) -> None:
-    assert remote_pictures(chat(part)) == []
-    assert remote_pictures([{"role": "user", "content": part}, {}]) == []
+    assert linked_pictures(chat(part)) == []
+    assert linked_pictures([{"role": "user", "content": part}, {}]) == []
 
 
 @pytest.mark.parametrize("part", [{"type": "image_url"}, {"type": "video_url", "video_url": "x"}])
 def test_parts_without_a_url(part: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="must be"):
-        remote_pictures(chat(part))
+        linked_pictures(chat(part))
 
 
 def test_pictures_are_counted_before_all_else() -> None:
@@ -169,7 +169,7 @@ def test_pictures_are_counted_before_all_else() -> None:
     with pytest.raises(InvalidRequestError, match="65 pictures, and 64 is the most"):
         fetch_parts(web.fetcher(), *parts)
     with pytest.raises(InvalidRequestError, match="1000 pictures"):
-        remote_pictures([{"role": "user", "content": [image("data:,")]}] * 1000)
+        linked_pictures([{"role": "user", "content": [image("data:,")]}] * 1000)
     assert web.asked == []
     assert len(fetch_parts(web.fetcher(), *parts[:64])) == 64
 
@@ -323,7 +323,7 @@ def test_few_fetches_at_a_time() -> None:
     async def run() -> None:
         messages = chat(image(A))
         calls = [
-            fetcher.fetch(messages, remote_pictures(messages), HeldBytes(ByteBudget(0)))
+            fetcher.fetch(messages, linked_pictures(messages), HeldBytes(ByteBudget(0)))
             for _ in range(20)
         ]
         await asyncio.gather(*calls)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shuzhai.server.app import create_app
+from shuzhai.server.page_files import read_page
 from shuzhai.server.registry import Registry
 from shuzhai.server.settings import ServerConfig
 from tests.server.fakes import FakeEngine, GivenSource
@@ -55,7 +59,7 @@ def named() -> Iterator[Live]:
     config = ServerConfig(
         allowed_hosts=("studio.example",), allowed_origins=("https://app.example",)
     )
-    with live_server([FakeEngine()], config) as live:
+    with live_server([FakeEngine()], config, page=read_page(Path("nowhere"))) as live:
         yield live
 
 
@@ -92,38 +96,42 @@ def test_origin(named: Live, origin: str, status: int) -> None:
     for each in (headers, more):
         assert ("access-control-allow-origin" in each) == is_allowed
         assert "access-control-allow-credentials" not in each
-    preflight, _, _ = named.ask("OPTIONS", CHAT, host=here, origin=origin)
+    preflight, told, _ = named.ask("OPTIONS", CHAT, host=here, origin=origin)
+    assert told.get("access-control-allow-methods") == ("GET, POST, DELETE" if is_allowed else None)
     assert preflight == {True: 204, False: 405 if status == 200 else 403}[is_allowed]
 
 
-def test_every_route_but_the_page_needs_the_key() -> None:
-    with live_server([FakeEngine()], ServerConfig(api_keys=("s3cret", "other"))) as live:
-        app = create_app(Registry([GivenSource("tiny", FakeEngine())], 100))
-        paths = {route.path.replace("{name:path}", "tiny") for route in app.routes}
-        assert len(paths) >= 9
-        open_paths = {"/", "/health"} | {path for path in paths if path.startswith("/static/")}
-        for path in [*paths, "/nothing", "/v1/nothing", "//", "/health/", "/static/../v1/models"]:
+def test_every_route_but_the_page_needs_the_key(parts: dict[str, Any]) -> None:
+    config = ServerConfig(api_keys=("s3cret", "other"))
+    with live_server([FakeEngine()], config, **parts) as live:
+        app = create_app(Registry([GivenSource("tiny", FakeEngine())], 100), **parts)
+        paths = {re.sub(r"\{.*?\}", "tiny", route.path) for route in app.routes}
+        assert len(paths) >= 18
+        open_paths = {"/health", *parts["page"]}
+        assert {"/", "/index.html", "/assets/a.js", "/examples/examples.json"} < open_paths
+        odd = ["/nothing", "/v1/nothing", "/api/nothing", "//", "/health/", "/assets/../v1/models"]
+        for path in [*paths, *odd]:
             for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
                 status, _, body = live.ask(method, path, HELLO if method == "POST" else None)
                 if path in open_paths:
                     assert status in (200, 405)
-                elif path == "/static/../v1/models":
-                    assert status == 404
                 else:
                     assert status == 401, (method, path)
                     assert method == "HEAD" or is_error(body, "invalid_api_key")
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio/a"])
-def test_a_root_path_opens_nothing(prefix: str) -> None:
+def test_a_root_path_opens_nothing(prefix: str, parts: dict[str, Any]) -> None:
     """A proxy may cut its path off or leave it: the same routes, the same locks."""
-    with live_server([FakeEngine()], ServerConfig(root_path="/studio/a", api_keys=("k",))) as live:
+    config = ServerConfig(root_path="/studio/a", api_keys=("k",))
+    with live_server([FakeEngine()], config, **parts) as live:
         for path, status in {
             "/": 200,
-            "/static/app.js": 200,
+            "/assets/a.js": 200,
             "/health": 200,
             "/v1/models": 401,
-            "/static/../v1/models": 404,
+            "/api/status": 401,
+            "/assets/../v1/models": 401,
             "/studio/a/v1/models": 401,
             "/nothing": 401,
         }.items():

@@ -108,14 +108,14 @@ def test_json_with_a_charset_and_no_compression(steady: Live) -> None:
         ("GET", "/v1/models/nothing", 404),
         ("GET", "/docs", 404),
         ("GET", "/openapi.json", 404),
-        ("GET", "/static/", 404),
-        ("GET", "/static/../app.py", 404),
-        ("GET", "/static/..%2fapp.py", 404),
-        ("GET", "/static/%2e%2e/%2e%2e/errors.py", 404),
+        ("GET", "/assets/", 404),
+        ("GET", "/assets/../../app.py", 404),
+        ("GET", "/assets/..%2f..%2fapp.py", 404),
+        ("GET", "/assets/%2e%2e/%2e%2e/errors.py", 404),
         ("GET", "//windows/win.ini", 404),
-        ("GET", "/static/app.js::$DATA", 404),
-        ("GET", "/static/\\\\host\\share", 404),
-        ("GET", "/static/app.js%00", 404),
+        ("GET", "/assets/a.js::$DATA", 404),
+        ("GET", "/assets/\\\\host\\share", 404),
+        ("GET", "/assets/a.js%00", 404),
         ("GET", "http://evil.example/health", 404),
         ("POST", "/nothing", 404),
         ("GET", CHAT, 405),
@@ -306,7 +306,7 @@ def test_the_paths_of_a_model_are_known(tmp_path: Path, monkeypatch: pytest.Monk
         source = CheckpointSource(given, EngineConfig(device="cpu"), home)
         with pytest.raises(CheckpointError) as caught:
             source.fetch(SilentProgress())
-        model = ServedModel(source)
+        model = ServedModel(source, source.look())
         message = load_problem(model.name, caught.value, source.secrets).message or ""
         assert message.startswith("big could not be loaded: (path)")
         for word in ("my models", "link dir", "a home", str(tmp_path)):

@@ -54,6 +54,19 @@ def test_chat_whole_and_streamed(live: Live, engine: AsyncEngine) -> None:
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
 
 
+def test_an_answer_goes_on(live: Live) -> None:
+    """Its text is part of the prompt; the answer is what follows it."""
+    body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 4}
+    _, asked = live.post("/v1/chat/completions", body)
+    begun = [*body["messages"], {"role": "assistant", "content": "the first words of it"}]
+    body |= {"messages": begun, "continue_final_message": True}
+    answers = [live.post("/v1/chat/completions", body) for _ in range(2)]
+    assert [status for status, _ in answers] == [200, 200]
+    assert answers[0][1]["choices"] == answers[1][1]["choices"]
+    assert answers[0][1]["usage"]["prompt_tokens"] > asked["usage"]["prompt_tokens"]
+    assert not answers[0][1]["choices"][0]["message"]["content"].startswith("the first")
+
+
 def test_n_seed_and_determinism(live: Live) -> None:
     def ask(**options: Any) -> list[str]:
         answer = live.client().chat.completions.create(

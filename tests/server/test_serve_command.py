@@ -12,14 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 
 from shuzhai.cli import serve
+from shuzhai.cli.main import main
 from shuzhai.cli.options import Parser
 from shuzhai.config import Environment
 from shuzhai.errors import (
@@ -29,6 +31,7 @@ from shuzhai.errors import (
 from shuzhai.server.run import bind, listen
 from shuzhai.server.settings import ServerConfig
 from tests.server.live import Live
+from tests.server.talk import Chats, message
 from tests.support.tiny import write_checkpoint
 
 MAIN = """
@@ -185,11 +188,18 @@ def served(
     folder: Path | None, *options: str, variables: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], Live]]:
     """The command in a process of its own, once it says that it is ready."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        yield from _served(folder, options, {"SHUZHAI_HOME": home, **(variables or {})})
+
+
+def _served(
+    folder: Path | None, options: Sequence[str], variables: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], Live]]:
     command = [sys.executable, "-W", "error", "-c", MAIN, "serve", "--port", "0"]
     command += [] if folder is None else [str(folder)]
     process = subprocess.Popen(
         [*command, "--device", "cpu", "--dtype", "float32", *options],
-        env={**os.environ, **(variables or {})},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -360,3 +370,30 @@ def test_without_a_name_and_without_a_network(tmp_path: Path) -> None:
         assert live.ask("GET", "/health")[0] == 200
         status, model = live.post("/v1/models/load", {"model": seeing[1]["id"]})
         assert (status, model["state"]) == (200, "loaded")
+
+
+def test_conversations_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said before any model is loaded, and nothing is overwritten."""
+    monkeypatch.setenv("SHUZHAI_HOME", str(tmp_path))
+    file = tmp_path / "conversations.sqlite3"
+    file.write_bytes(b"no database" * 1000)
+    assert main(["serve", "tiny-internvl2", "--port", "0", "--device", "cpu"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the conversations in {file} cannot be read" in said
+    assert file.read_bytes() == b"no database" * 1000
+
+
+def test_conversations_and_models_while_it_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    """What the page keeps is there after a start anew; --no-pull is heard."""
+    variables = {"SHUZHAI_HOME": str(tmp_path)}
+    with served(tiny_folder, variables=variables) as (_, live):
+        id = Chats(live).begin("Kept", message("q"))
+        code, shown = live.post("/api/models/pull", {"model": "tiny-xcomposer2"})
+        assert (code, shown["state"], shown["installed"]) == (200, "unloaded", True)
+        assert live.ask("GET", "/")[0] == 200
+    with served(tiny_folder, "--no-pull", variables=variables) as (_, live):
+        assert Chats(live).show(id)["title"] == "Kept"
+        assert live.post("/api/models/pull", {"model": "tiny-xcomposer2"})[0] == 403
+        assert json.loads(live.ask("GET", "/api/status")[2])["can_pull"] is False
