@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from openai import OpenAI
 
 from shuzhai import LLM
 from shuzhai.frontend.async_engine import AsyncEngine
-from tests.demo.table import CASES, TALK, Words, example, picture
+from tests.demo.table import CASES, EXAMPLES, TALK, Words, example, picture
 from tests.server.live import live_server
 
 MODELS = ("tiny-internvl2", "tiny-xcomposer2")
@@ -102,8 +101,8 @@ def test_offline(model: str, no_home: Path) -> None:
 
 
 def test_what_the_page_offers_is_in_the_table() -> None:
-    file = files("shuzhai.server") / "static" / "examples.json"
-    for offered in json.loads(file.read_text(encoding="utf-8")):
+    listed = (EXAMPLES / "examples.json").read_text(encoding="utf-8")
+    for offered in json.loads(listed):
         case = CASES[offered["id"]]
         assert list(case.pictures) == offered["pictures"]
         assert case.first.question == offered["question"]

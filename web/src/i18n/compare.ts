@@ -1,0 +1,28 @@
+export default {
+  en: {
+    title: "Compare",
+    welcome: "One question, two answers",
+    welcomeText: "Choose two models and ask: both answer side by side. Each half is kept as a conversation of its own.",
+    left: "Left model",
+    right: "Right model",
+    again: "New comparison",
+    openLeft: "Open the left half as a chat",
+    openRight: "Open the right half as a chat",
+    ask: "Ask both",
+    show: "Show",
+    blind: "{{model}} reads text only: it cannot see these pictures.",
+  },
+  zh: {
+    title: "对比",
+    welcome: "一个问题，两个回答",
+    welcomeText: "选两个模型，问同一个问题，两边并排回答。每一边都会保存为一个独立的对话。",
+    left: "左边的模型",
+    right: "右边的模型",
+    again: "新的对比",
+    openLeft: "把左边作为对话打开",
+    openRight: "把右边作为对话打开",
+    ask: "同时问两个模型",
+    show: "显示",
+    blind: "{{model}} 只能读文字，看不了这些图片。",
+  },
+};

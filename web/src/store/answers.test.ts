@@ -1,0 +1,145 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+
+import { api, ApiError, OfflineError, type ChatBody, type ChatEvent } from "../api/client";
+import * as client from "../api/client";
+import type { Conversation, Message, Model } from "../api/types";
+import { errorOf, useAnswers } from "./answers";
+import { beginConversation, useChats } from "./chats";
+import { useSession } from "./session";
+
+const model = { id: "tiny", title: "Tiny", served: true, state: "loaded", input_modalities: ["text"] } as unknown as Model;
+
+/** What was asked, and how the answers come. */
+const bodies: ChatBody[] = [];
+let answer: (body: ChatBody, signal: AbortSignal) => AsyncGenerator<ChatEvent>;
+
+async function* says(...texts: string[]): AsyncGenerator<ChatEvent> {
+  for (const text of texts) yield { text };
+  yield { finish: "stop" };
+  yield { usage: { prompt_tokens: 5, completion_tokens: texts.length } };
+}
+
+async function* untilStopped(text: string, signal: AbortSignal): AsyncGenerator<ChatEvent> {
+  yield { text };
+  await new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason as Error)));
+}
+
+beforeEach(() => {
+  bodies.length = 0;
+  answer = () => says("Hel", "lo");
+  useSession.setState({ models: [model], chosen: "tiny", refresh: () => Promise.resolve(), refreshSoon: () => undefined });
+  vi.spyOn(client, "streamChat").mockImplementation((body, signal) => {
+    bodies.push(body);
+    return answer(body, signal);
+  });
+  vi.spyOn(api, "createConversation").mockImplementation((made) => Promise.resolve({ ...made, created: 1, updated: 1 } as Conversation));
+  vi.spyOn(api, "saveMessages").mockImplementation((id) => Promise.resolve({ id, title: held(id).title, created: 1, updated: 2 }));
+  vi.spyOn(api, "patchConversation").mockImplementation((id) => Promise.resolve({ id, title: "", created: 1, updated: 2 }));
+});
+afterEach(() => { useChats.setState({ held: {}, current: null, unsaved: new Set() }); });
+
+const held = (id: string): Conversation => useChats.getState().held[id] as Conversation;
+const texts = (id: string): string[] => held(id).messages.map(({ text }) => text);
+const last = (id: string): Message => held(id).messages.at(-1) as Message;
+const ended = (id: string) => vi.waitFor(() => expect(useAnswers.getState().running[id]).toBeUndefined());
+
+async function asked(text: string): Promise<string> {
+  const { id } = beginConversation();
+  expect(await useAnswers.getState().send(id, text, [])).toBeNull();
+  await ended(id);
+  return id;
+}
+
+describe("send", () => {
+  it("keeps question and answer, and names the conversation", async () => {
+    const id = await asked("Hi there\nyou");
+    expect(texts(id)).toEqual(["Hi there\nyou", "Hello"]);
+    expect(held(id)).toMatchObject({ title: "Hi there", leaf: last(id).id, settings: { model: "tiny" } });
+    expect(last(id)).toMatchObject({ status: "done", model: "tiny", stats: { prompt_tokens: 5, completion_tokens: 2 } });
+    expect(useChats.getState().unsaved.has(id)).toBe(false);
+    expect(bodies).toEqual([{ model: "tiny", messages: [{ role: "user", content: "Hi there\nyou" }] }]);
+    expect(useAnswers.getState().live).toEqual({});
+  });
+
+  it("leaves nothing behind when the server is away", async () => {
+    vi.mocked(api.createConversation).mockRejectedValue(new OfflineError());
+    const { id } = beginConversation();
+    expect(await useAnswers.getState().send(id, "Hi", [])).toBeInstanceOf(OfflineError);
+    expect(held(id)).toMatchObject({ messages: [], leaf: null });
+    expect(useAnswers.getState().running).toEqual({});
+  });
+
+  it("says why there is no answer, and keeps what has come of it", async () => {
+    answer = async function* broken() {
+      yield { text: "Hel" };
+      throw new ApiError("Too long.", 400, "context_length_exceeded");
+    };
+    const id = await asked("Hi");
+    expect(last(id)).toMatchObject({ status: "error", text: "Hel", error: "[context_length_exceeded] Too long." });
+    expect(errorOf(last(id))).toMatchObject({ code: "context_length_exceeded", message: "Too long." });
+  });
+
+  it("waits for a model that is fetched", async () => {
+    vi.useFakeTimers({ shouldAdvanceTime: true, advanceTimeDelta: 400 });
+    answer = async function* loading() {
+      answer = () => says("Here.");
+      throw new ApiError("Later.", 503, "model_loading");
+    };
+    const id = await asked("Hi");
+    vi.useRealTimers();
+    expect(bodies).toHaveLength(2);
+    expect(last(id)).toMatchObject({ text: "Here.", status: "done" });
+  });
+});
+
+describe("versions", () => {
+  it("of an answer come by asking the same again", async () => {
+    const id = await asked("Hi");
+    const first = last(id);
+    answer = () => says("Hey");
+    await useAnswers.getState().regenerate(id, first.id);
+    expect(last(id)).toMatchObject({ text: "Hey", parent: first.parent });
+    expect(bodies[1]).toEqual(bodies[0]);
+    useAnswers.getState().chooseVersion(id, first.id);
+    expect(held(id).leaf).toBe(first.id);
+  });
+
+  it("of a question have their own answers", async () => {
+    const id = await asked("Hi");
+    const question = held(id).messages[0] as Message;
+    await useAnswers.getState().edit(id, question.id, "Hallo", []);
+    await ended(id);
+    expect(texts(id)).toEqual(["Hi", "Hello", "Hallo", "Hello"]);
+    expect(bodies[1]?.messages).toEqual([{ role: "user", content: "Hallo" }]);
+  });
+});
+
+describe("an answer that was stopped", () => {
+  it("keeps its text, and goes on from there", async () => {
+    answer = (_, signal) => untilStopped("Hel", signal);
+    const { id } = beginConversation();
+    await useAnswers.getState().send(id, "Hi", []);
+    await vi.waitFor(() => expect(useAnswers.getState().running[id]?.stage).toBe("writing"));
+    useAnswers.getState().stop(id);
+    await ended(id);
+    expect(last(id)).toMatchObject({ status: "stopped", text: "Hel" });
+    answer = () => says("lo");
+    await useAnswers.getState().continueAnswer(id, last(id).id);
+    expect(last(id)).toMatchObject({ status: "done", text: "Hello" });
+    expect(bodies[1]).toMatchObject({ continue_final_message: true, messages: [{}, { role: "assistant", content: "Hel" }] });
+  });
+
+  it("because its conversation was deleted is not asked for any more", async () => {
+    let isAborted = false;
+    answer = (_, signal) => {
+      signal.addEventListener("abort", () => { isAborted = true; });
+      return untilStopped("Hel", signal);
+    };
+    vi.spyOn(api, "deleteConversation").mockResolvedValue();
+    const { id } = beginConversation();
+    await useAnswers.getState().send(id, "Hi", []);
+    await vi.waitFor(() => expect(useAnswers.getState().running[id]?.stage).toBe("writing"));
+    await useChats.getState().remove(id);
+    expect(isAborted).toBe(true);
+  });
+});

@@ -1,0 +1,12 @@
+export { Button } from "./Button";
+export { Choice } from "./Choice";
+export { Confirm } from "./Confirm";
+export { Dialog, DialogElement } from "./Dialog";
+export { Field, Input, Select, TextArea } from "./Field";
+export { IconButton } from "./IconButton";
+export { Menu, MenuChoice, MenuItem, MenuLabel, MenuSeparator } from "./Menu";
+export { NumberField } from "./NumberField";
+export { Progress } from "./Progress";
+export { Spinner } from "./Spinner";
+export { Toasts, useToasts } from "./Toast";
+export { PHONE, useMedia } from "./useMedia";
