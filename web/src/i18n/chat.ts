@@ -42,6 +42,7 @@ export default {
 
     offline: "The server cannot be reached. Your text is kept here: send it again when the server is back.",
     notSent: "This could not be sent: {{text}}",
+    notKept: "Something could not be saved: {{problem}}",
     blind: "{{model}} reads text only and cannot see pictures.",
     nobodySees: "No model here can see pictures.",
     useInstead: "Use {{model}}",
@@ -134,6 +135,7 @@ export default {
 
     offline: "连接不上服务。内容已保留在这里，服务恢复后可以再次发送。",
     notSent: "没有发送成功：{{text}}",
+    notKept: "有内容没能保存：{{problem}}",
     blind: "{{model}} 只能读文字，看不了图片。",
     nobodySees: "这里没有能看图的模型。",
     useInstead: "改用 {{model}}",

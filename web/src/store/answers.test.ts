@@ -5,6 +5,8 @@ import * as client from "../api/client";
 import type { Conversation, Message, Model } from "../api/types";
 import { errorOf, useAnswers } from "./answers";
 import { beginConversation, useChats } from "./chats";
+import { saveSoon } from "./outbox";
+import { isPending } from "./pending";
 import { useSession } from "./session";
 
 const model = { id: "tiny", title: "Tiny", served: true, state: "loaded", input_modalities: ["text"] } as unknown as Model;
@@ -141,5 +143,58 @@ describe("an answer that was stopped", () => {
     await vi.waitFor(() => expect(useAnswers.getState().running[id]?.stage).toBe("writing"));
     await useChats.getState().remove(id);
     expect(isAborted).toBe(true);
+  });
+});
+
+describe("what the server does not have yet", () => {
+  it("is tried again when the server is busy, not when it will not have it", async () => {
+    vi.useFakeTimers({ shouldAdvanceTime: true, advanceTimeDelta: 400 });
+    const id = await asked("Hi");
+    const save = vi.mocked(api.saveMessages);
+    const done = save.getMockImplementation()!;
+    save.mockReset().mockRejectedValueOnce(new ApiError("Busy.", 503, "storage_busy")).mockImplementation(done);
+    useAnswers.getState().chooseVersion(id, last(id).id);
+    saveSoon(id, [last(id).id]);
+    await vi.waitFor(() => expect(save).toHaveBeenCalledTimes(2), 9000);
+    await vi.waitFor(() => expect(isPending(id)).toBe(false), 9000);
+    save.mockReset().mockRejectedValueOnce(new ApiError("Too large.", 413, "body_too_large")).mockImplementation(done);
+    saveSoon(id, [last(id).id]);
+    await vi.waitFor(() => expect(isPending(id)).toBe(false), 9000);
+    expect(save).toHaveBeenCalledTimes(1);
+    vi.useRealTimers();
+  });
+
+  it("is not overwritten by the server's older copy", async () => {
+    const id = await asked("Hi");
+    const fetch = vi.spyOn(api, "conversation").mockResolvedValue({ ...held(id), messages: [] });
+    saveSoon(id, [last(id).id]);
+    await useChats.getState().open(id);
+    expect(fetch).not.toHaveBeenCalled();
+    expect(texts(id)).toEqual(["Hi", "Hello"]);
+    await vi.waitFor(() => expect(isPending(id)).toBe(false), 9000);
+    await useChats.getState().open(id);
+    expect(fetch).toHaveBeenCalled();
+  }, 15_000);
+
+  it("comes before the answer that is asked for again", async () => {
+    const id = await asked("Hi");
+    vi.mocked(api.saveMessages).mockClear();
+    await useAnswers.getState().regenerate(id, last(id).id);
+    const [, messages, leaf] = vi.mocked(api.saveMessages).mock.calls[0]!;
+    expect(messages).toMatchObject([{ id: leaf, text: "", status: "streaming" }]);
+  });
+});
+
+describe("a conversation that is deleted", () => {
+  it("takes nothing along that came meanwhile, and no question goes into it", async () => {
+    const gone = await asked("Old");
+    let answerDelete = (): void => undefined;
+    vi.spyOn(api, "deleteConversation").mockImplementation(() => new Promise<void>((resolve) => { answerDelete = resolve; }));
+    const deleting = useChats.getState().remove(gone);
+    const id = await asked("New");
+    answerDelete();
+    await deleting;
+    expect(texts(id)).toEqual(["New", "Hello"]);
+    expect(await useAnswers.getState().send(gone, "Lost?", [])).toBeInstanceOf(ApiError);
   });
 });

@@ -40,14 +40,14 @@ export const useAnswers = create<Answers>((_, get) => ({
 
   async send(id, text, pictures) {
     const conversation = useChats.getState().held[id];
-    if (!conversation) return null;
+    if (!conversation) return gone();
     const parent = path(conversation.messages, conversation.leaf).at(-1)?.id ?? null;
     return ask(conversation, message({ parent, role: "user", text, pictures }));
   },
 
   async edit(id, messageId, text, pictures) {
     const { conversation, old } = find(id, messageId);
-    if (!conversation || !old) return null;
+    if (!conversation || !old) return gone();
     return ask(conversation, message({ parent: old.parent, role: "user", text, pictures }));
   },
 
@@ -57,7 +57,10 @@ export const useAnswers = create<Answers>((_, get) => ({
     const model = currentModel(conversation);
     const answer = message({ parent: old.parent, role: "assistant", model, status: "streaming" });
     change(id, (each) => ({ ...each, messages: [...each.messages, answer], leaf: answer.id }));
-    await stream(id, answer);
+    const controller = start(id, answer, "saving");
+    // The server must know the leaf before other messages' saves name it.
+    await saveNow(id, [answer.id]).catch(() => saveSoon(id, [answer.id]));
+    await stream(id, answer, controller);
   },
 
   async continueAnswer(id, messageId) {
@@ -98,6 +101,9 @@ function find(id: string, messageId: string): { conversation?: Conversation; old
   const conversation = useChats.getState().held[id];
   return { conversation, old: conversation?.messages.find((each) => each.id === messageId) };
 }
+
+/** Deleted meanwhile: nothing is asked in it, and the question stays where it was written. */
+const gone = (): Error => new ApiError("this conversation is not there any more", 404, "conversation_not_found");
 
 function message(known: Pick<Message, "parent" | "role"> & Partial<Message>): Message {
   return {

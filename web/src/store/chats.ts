@@ -7,6 +7,7 @@ import { api, ApiError, type ExportFormat } from "../api/client";
 import type { ChatSettings, Conversation, ConversationSummary, Message, Model } from "../api/types";
 import { newId } from "../api/ids";
 import { withMessage } from "../tree";
+import { isPending } from "./pending";
 import { usePreferences } from "./preferences";
 import { useSession } from "./session";
 
@@ -71,7 +72,7 @@ export const useChats = create<Chats>((set, get) => ({
     const before = get().held[id] ?? null;
     opening = id;
     set({ current: before, problem: null });
-    if (before && (get().unsaved.has(id) || isAnswered(before))) return;
+    if (before && (get().unsaved.has(id) || isAnswered(before) || isPending(id))) return;
     try {
       const fetched = await fetchConversation(id);
       if (opening === id) set({ current: fetched });
@@ -99,12 +100,11 @@ export const useChats = create<Chats>((set, get) => ({
   },
 
   async remove(id) {
-    const { [id]: _, ...held } = get().held;
-    const list = get().list.filter((each) => each.id !== id);
     await api.deleteConversation(id).catch((error: unknown) => {
       if (!(error instanceof ApiError && error.status === 404)) throw error;
     });
-    set({ held, list, current: get().current?.id === id ? null : get().current });
+    const { held: { [id]: _, ...held }, list, current } = get();
+    set({ held, list: list.filter((each) => each.id !== id), current: current?.id === id ? null : current });
   },
 
   async importFile(file) {
@@ -167,7 +167,7 @@ export async function fetchConversation(id: string): Promise<Conversation> {
   const before = useChats.getState().held[id];
   const fetched = ended(await api.conversation(id));
   const now = useChats.getState().held[id];
-  if (now && now !== before) return now; // what was done here in the meantime is newer
+  if (now && (now !== before || isPending(id))) return now; // what was done here meanwhile is newer
   hold(fetched);
   return fetched;
 }

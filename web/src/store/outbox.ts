@@ -1,8 +1,14 @@
 // Brings messages to the server, as they are here at that time: at once, or soon and again and again
 // until they are there. One request at a time for a conversation, so that none overtakes another.
 
-import { api, OfflineError } from "../api/client";
+import i18n from "i18next";
+
+import { api, ApiError } from "../api/client";
+import { problemText } from "../i18n/server";
+import { useToasts } from "../ui";
 import { noteSummary, useChats } from "./chats";
+import { beginSave, endSave } from "./pending";
+import { usePreferences } from "./preferences";
 
 const SOON_MS = 1000;
 const AWAY_MS = 3000;
@@ -12,7 +18,9 @@ const waiting = new Map<string, Set<string>>(); // ids of messages, by conversat
 
 /** Throws when it cannot. */
 export function saveNow(id: string, messageIds: readonly string[]): Promise<void> {
-  const turn = (lines.get(id) ?? Promise.resolve()).catch(() => undefined).then(() => send(id, messageIds));
+  beginSave(id);
+  const turn = (lines.get(id) ?? Promise.resolve()).catch(() => undefined)
+    .then(() => send(id, messageIds)).finally(() => endSave(id));
   lines.set(id, turn);
   return turn;
 }
@@ -21,7 +29,9 @@ export function saveNow(id: string, messageIds: readonly string[]): Promise<void
 export function saveSoon(id: string, messageIds: readonly string[] = []): void {
   const already = waiting.get(id);
   waiting.set(id, new Set([...(already ?? []), ...messageIds]));
-  if (!already) void keepSaving(id);
+  if (already) return;
+  beginSave(id);
+  void keepSaving(id).finally(() => endSave(id));
 }
 
 async function keepSaving(id: string): Promise<void> {
@@ -32,13 +42,24 @@ async function keepSaving(id: string): Promise<void> {
     waiting.set(id, new Set());
     pause = SOON_MS;
     await saveNow(id, messageIds).catch((error: unknown) => {
-      if (!(error instanceof OfflineError)) return; // the server will not have them
+      if (error instanceof ApiError && error.status !== 404) tell(error); // 404: deleted elsewhere
+      if (!mayPass(error)) return;
       waiting.set(id, new Set([...messageIds, ...(waiting.get(id) ?? [])]));
       pause = AWAY_MS;
     });
     empty = waiting.get(id)?.size === 0 && pause === SOON_MS;
   }
   waiting.delete(id);
+}
+
+/** The server may have it another time: when it is reached, has its key, or has room and time again. */
+function mayPass(error: unknown): boolean {
+  return !(error instanceof ApiError) || error.status >= 500 || [401, 408, 429].includes(error.status);
+}
+
+function tell(error: ApiError): void {
+  const problem = problemText(error, usePreferences.getState().language);
+  useToasts.getState().say(i18n.t("chat:notKept", { problem }), "error");
 }
 
 /** What waits, for the last time: the page is being left. */
@@ -51,6 +72,10 @@ async function send(id: string, messageIds: readonly string[], isLast = false): 
   if (!conversation) return; // deleted meanwhile
   const { messages, leaf } = conversation;
   const chosen = messages.filter((message) => messageIds.includes(message.id));
-  if (chosen.length > 0) noteSummary(await api.saveMessages(id, chosen, leaf ?? undefined, isLast), true);
-  else noteSummary(await api.patchConversation(id, { leaf }), false);
+  // The server refuses a leaf that it has not heard of.
+  const isKnown = leaf === null || messageIds.includes(leaf) || !waiting.get(id)?.has(leaf);
+  if (chosen.length > 0) {
+    const known = isKnown && leaf !== null ? leaf : undefined;
+    noteSummary(await api.saveMessages(id, chosen, known, isLast), true);
+  } else if (isKnown) noteSummary(await api.patchConversation(id, { leaf }), false);
 }
