@@ -185,12 +185,22 @@ def test_all_of_a_tenant_are_bounded(
     Chats(keyed, "b").picture(png("blue"))
 
 
+def test_a_tenant_has_so_many(chats: Chats, keyed: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_TENANT_PICTURES", 1)
+    chats.picture(png("red"))
+    status, body = chats.upload(png("blue"))
+    assert (status, body["error"]["code"]) == (413, "storage_full")
+    assert "more than 1 pictures" in body["error"]["message"]
+    chats.picture(png("red"))
+    Chats(keyed, "b").picture(png("blue"))
+
+
 def test_the_disk_gets_room_back(database: Database, tmp_path: Path) -> None:
     async def scenario() -> None:
         content = bytes(8 * 2**20)
         for i in range(3):
             new = pictures.NewPicture(f"{i}", "image/png", content)
-            await database.write(partial(pictures.keep, tenant=b"", picture=new))
+            await database.write(partial(pictures.keep, tenant=b"", new=[new]))
         later = time.time() + 2 * pictures.KEEP_SECONDS
         for _ in range(2):  # some at a time
             await database.write(partial(pictures.remove_unused, now=later))
@@ -250,11 +260,11 @@ def test_what_chats_hold_of_them_is_bounded(seeing: FakeEngine, database: Databa
     with live_server([seeing], ServerConfig(max_held_bytes=300 * 2**10), database=database) as live:
         chats = Chats(live)
         new = pictures.NewPicture("0" * 64, "image/png", content)
-        asyncio.run(database.write(partial(pictures.keep, tenant=b"", picture=new)))
+        asyncio.run(database.write(partial(pictures.keep, tenant=b"", new=[new])))
         answer = live.post(CHAT, ask_about({"id": "0" * 64}, {"id": "0" * 64}))
         assert answer[0] == 200
         new = pictures.NewPicture("1" * 64, "image/png", content)
-        asyncio.run(database.write(partial(pictures.keep, tenant=b"", picture=new)))
+        asyncio.run(database.write(partial(pictures.keep, tenant=b"", new=[new])))
         answer = live.post(CHAT, ask_about({"id": "0" * 64}, {"id": "1" * 64}))
         assert error(answer)[:2] == (503, "too_many_bytes")
         chats.picture(png())

@@ -124,6 +124,18 @@ def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
     assert run(tmp_path, begin()) == [True]
 
 
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("SELECT count(*), total(num_bytes) FROM pictures WHERE tenant = x''", "pictures_by_size"),
+        ("SELECT number FROM pictures WHERE touched < 1", "pictures_by_touch"),
+    ],
+)
+def test_pictures_are_counted_without_reading_them(tmp_path: Path, query: str, index: str) -> None:
+    [plan] = run(tmp_path, lambda c: c.execute(f"EXPLAIN QUERY PLAN {query}").fetchall())
+    assert f"COVERING INDEX {index}" in plan[0][-1]
+
+
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid"), reason="POSIX")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
+from shuzhai.server.chats import transfer
 from shuzhai.server.chats.database import Database
 from shuzhai.server.settings import ServerConfig
 from tests.server.fakes import FakeEngine
@@ -112,6 +117,16 @@ def good() -> dict[str, Any]:
     }
 
 
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+WITH_PICTURE = {
+    "leaf": "q",
+    "messages": [message("q", pictures=[{"id": "0" * 64, "media_type": "image/png", "name": ""}])],
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -129,12 +144,12 @@ def good() -> dict[str, Any]:
         {"messages": [[]]},
         {"settings": {"sampling": {"temperature": 1000}}},
         {"pictures": {"x": "data:image/png;base64,"}},
-        {"pictures": {"0" * 64: "data:image/png;base64,AAAA"}},
-        {"pictures": {"0" * 64: "http://evil.example/x.png"}},
-        {"pictures": {"0" * 64: "attachment:" + "0" * 64}},
-        {"pictures": {"0" * 64: 3}},
-        {"messages": [message("q", pictures=[{"id": "0" * 64, "media_type": "image/png",
-                                              "name": ""}])]},
+        {"pictures": {"0" * 64: "data:image/png;base64,AAAA"}, **WITH_PICTURE},
+        {"pictures": {"0" * 64: "http://evil.example/x.png"}, **WITH_PICTURE},
+        {"pictures": {"0" * 64: "attachment:" + "0" * 64}, **WITH_PICTURE},
+        {"pictures": {"0" * 64: 3}, **WITH_PICTURE},
+        {"pictures": {"0" * 64: data_url(png())}},  # which no message has
+        WITH_PICTURE,
         {"more": 1},
         {"id": "x"},
     ],
@@ -172,6 +187,40 @@ def test_a_large_file_full_of_commas(chats: Chats) -> None:
     assert chats.post(IMPORT, {**good(), "leaf": None, "messages": messages})[0] == 200
     status, answer = chats.post(IMPORT, {**good(), "title": [[]] * 1_100_000})
     assert (status, answer["error"]["code"]) == (400, "invalid_json")
+
+
+def test_pictures_of_an_import_are_bounded(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = {**good(), **WITH_PICTURE, "pictures": {"0" * 64: data_url(png("navy"))}}
+    assert chats.post(IMPORT, file)[0] == 200
+    monkeypatch.setattr(transfer, "MAX_PICTURES", 1)
+    before = chats.titles()
+    status, answer = chats.post(IMPORT, [file, file])
+    assert (status, answer["error"]["param"]) == (400, "pictures")
+    assert "up to 1 pictures" in answer["error"]["message"]
+    assert chats.titles() == before
+
+
+def test_many_pictures_take_as_long_as_each_of_them(tmp_path: Path) -> None:
+    """Not as all that are there, again for each: the one thread that writes is everybody's."""
+
+    def work(count: int) -> int:
+        """In thousands of SQLite's steps."""
+        contents = [png() + i.to_bytes(2, "big") for i in range(count)]
+        urls = {hashlib.sha256(content).hexdigest(): data_url(content) for content in contents}
+        shown = [{"id": id, "media_type": "image/png", "name": ""} for id in urls]
+        messages = [message(f"m{i}", pictures=shown[i : i + 64]) for i in range(0, len(shown), 64)]
+        file = {**good(), "leaf": None, "messages": messages, "pictures": urls}
+        files, steps = transfer.read_files(file), []
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.set_progress_handler(lambda: steps.append(1), 1000)
+            transfer.write_files(connection, b"", files)
+
+        with closing(Database.open(tmp_path / str(count))) as database:
+            asyncio.run(database.write(write))
+        return len(steps)
+
+    assert work(2000) < 8 * work(400)
 
 
 def test_as_markdown(chats: Chats) -> None:

@@ -154,7 +154,7 @@ class ChatsApi:
             raise InvalidRequestError(f"a name has at most {MAX_NAME_CHARS} characters", "name")
         content = await self._reader.bytes(request)
         picture = await asyncio.to_thread(pictures.check_picture, content, "the picture")
-        work = partial(pictures.keep, tenant=request.state.tenant, picture=picture)
+        work = partial(pictures.keep, tenant=request.state.tenant, new=[picture])
         await self._database.write(work)
         return JSONResponse({"id": picture.id, "media_type": picture.media_type, "name": name})
 

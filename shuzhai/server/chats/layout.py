@@ -56,6 +56,12 @@ _FIRST = (
     )
     """,
     """
+    CREATE INDEX pictures_by_touch ON pictures (touched)
+    """,
+    """
+    CREATE INDEX pictures_by_size ON pictures (tenant, num_bytes)
+    """,
+    """
     CREATE TABLE picture_parts (
         picture INTEGER NOT NULL REFERENCES pictures (number) ON DELETE CASCADE,
         place INTEGER NOT NULL,

@@ -17,12 +17,13 @@ from shuzhai.errors import InvalidRequestError
 from shuzhai.frontend.images import MAX_FILE_BYTES, media_type_of, refuse
 from shuzhai.server.chats.database import Database
 from shuzhai.server.chats.layout import PART_BYTES
-from shuzhai.server.errors import refusal
+from shuzhai.server.errors import RefusedError, refusal
 from shuzhai.server.held import HeldBytes
 from shuzhai.server.pictures import LinkedPicture
 from shuzhai.server.settings import ATTACHMENTS_PATH
 
 MAX_TENANT_BYTES = 2 * 2**30
+MAX_TENANT_PICTURES = 20_000
 MAX_REQUEST_BYTES = 64 * 2**20
 KEEP_SECONDS = 86400.0
 
@@ -57,25 +58,29 @@ def check_picture(content: bytes, where: str) -> NewPicture:
     return NewPicture(hashlib.sha256(content).hexdigest(), kind, content)
 
 
-def keep(connection: sqlite3.Connection, tenant: bytes, picture: NewPicture) -> None:
-    """RefusedError where the tenant's pictures would be too many bytes."""
+def keep(connection: sqlite3.Connection, tenant: bytes, new: Iterable[NewPicture]) -> None:
+    """RefusedError where the tenant's pictures would be too many, or too many bytes."""
     now = time.time()
     remove_unused(connection, now)
-    known = connection.execute(
-        "UPDATE pictures SET touched = ? WHERE tenant = ? AND id = ?", [now, tenant, picture.id]
-    )
-    if known.rowcount:
-        return
-    total = connection.execute(
-        "SELECT total(num_bytes) FROM pictures WHERE tenant = ?", [tenant]
-    ).fetchone()[0]
-    if total + len(picture.content) > MAX_TENANT_BYTES:
-        raise refusal(
-            413,
-            "storage_full",
-            f"All pictures together would be larger than {MAX_TENANT_BYTES >> 20} MiB; delete "
-            "conversations that have some. Pictures that were never sent go after a day.",
+    # Counted once for all of them: the one thread that writes is everybody's.
+    count, num_bytes = connection.execute(
+        "SELECT count(*), total(num_bytes) FROM pictures WHERE tenant = ?", [tenant]
+    ).fetchone()
+    for picture in new:
+        known = connection.execute(
+            "UPDATE pictures SET touched = ? WHERE tenant = ? AND id = ?", [now, tenant, picture.id]
         )
+        if known.rowcount:
+            continue
+        count, num_bytes = count + 1, num_bytes + len(picture.content)
+        if count > MAX_TENANT_PICTURES:
+            raise _full(f"There would be more than {MAX_TENANT_PICTURES} pictures")
+        if num_bytes > MAX_TENANT_BYTES:
+            raise _full(f"All pictures together would be larger than {MAX_TENANT_BYTES >> 20} MiB")
+        _insert(connection, tenant, picture, now)
+
+
+def _insert(connection: sqlite3.Connection, tenant: bytes, picture: NewPicture, now: float) -> None:
     row = connection.execute(
         "INSERT INTO pictures (tenant, id, media_type, num_bytes, touched) VALUES (?, ?, ?, ?, ?)",
         [tenant, picture.id, picture.media_type, len(picture.content), now],
@@ -87,6 +92,15 @@ def keep(connection: sqlite3.Connection, tenant: bytes, picture: NewPicture) -> 
             (row.lastrowid, place, view[start : start + PART_BYTES])
             for place, start in enumerate(range(0, len(view), PART_BYTES))
         ),
+    )
+
+
+def _full(message: str) -> RefusedError:
+    return refusal(
+        413,
+        "storage_full",
+        f"{message}; delete conversations that have some. Pictures that were never sent go after "
+        "a day.",
     )
 
 

@@ -27,6 +27,7 @@ from shuzhai.server.chats.schemas import (
 from shuzhai.server.replies import Json
 
 MAX_FILES = 1000
+MAX_PICTURES = 2000  # of an import: nobody else's is written meanwhile
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#])")
 
 
@@ -113,16 +114,34 @@ def read_files(data: object) -> list[Imported]:
     files = data if isinstance(data, list) else [data]
     if not 1 <= len(files) <= MAX_FILES:
         raise InvalidRequestError(f"one to {MAX_FILES} conversations can be imported at a time")
-    return [_read_file(file, f"[{i}]." if len(files) > 1 else "") for i, file in enumerate(files)]
+    parsed = [_parse_file(file) for file in files]
+    _check_pictures(parsed)
+    return [_read_file(file, f"[{i}]." if len(parsed) > 1 else "") for i, file in enumerate(parsed)]
 
 
-def _read_file(data: object, where: str) -> Imported:
+def _parse_file(data: object) -> ConversationFile:
     if not isinstance(data, dict) or data.get("format") != EXPORT_FORMAT:
         raise InvalidRequestError(
             f'this is no conversation that was exported: format is not "{EXPORT_FORMAT}"', "format"
         )
     file = ConversationFile.parse(data)
     file.settings.check()
+    return file
+
+
+def _check_pictures(files: Sequence[ConversationFile]) -> None:
+    """Before they are looked at, which takes longer than anything else."""
+    if sum(len(file.pictures) for file in files) > MAX_PICTURES:
+        raise InvalidRequestError(
+            f"up to {MAX_PICTURES} pictures can be imported at a time; import fewer conversations",
+            "pictures",
+        )
+    named = {picture.id for file in files for m in file.messages for picture in m.pictures}
+    for id in (id for file in files for id in file.pictures if id not in named):
+        raise InvalidRequestError(f"no message has the picture {id}; leave it out", "pictures")
+
+
+def _read_file(file: ConversationFile, where: str) -> Imported:
     new_ids = {message.id: uuid.uuid4().hex for message in file.messages}
     found = {
         id: check_picture(read_data_url(url, f"{where}pictures.{id[:8]}"), f"{where}pictures")
@@ -151,13 +170,12 @@ def write_files(
     connection: sqlite3.Connection, tenant: bytes, files: Sequence[Imported]
 ) -> list[Json]:
     """All of them, or none. Work for Database.write."""
+    pictures.keep(connection, tenant, (picture for file in files for picture in file.pictures))
     return [_write_file(connection, tenant, file) for file in files]
 
 
 def _write_file(connection: sqlite3.Connection, tenant: bytes, imported: Imported) -> Json:
     file, now = imported.file, time.time()
-    for picture in imported.pictures:
-        pictures.keep(connection, tenant, picture)
     new = NewConversation(id=str(uuid.uuid4()), title=file.title, settings=file.settings)
     created, updated = min(file.created, now), min(file.updated, now)
     store.insert(connection, tenant, new, created=created, updated=updated)
