@@ -5,6 +5,8 @@ const scope = self.registration.scope;
 const SHELL = `shuzhai shell ${scope}`; // index.html and what else has no hash in its name
 const ASSETS = `shuzhai assets ${scope}`; // what has one: it never changes
 const NAMED = new Set(["", "index.html", "theme.js", "manifest.webmanifest", "icon.svg"]);
+// In our index.html. Another program on the port, or a tunnel's own page, answers 200 as well.
+const MARK = '<meta name="application-name" content="Shuzhai">';
 const WAIT_MS = 4000; // a tunnel that hangs is as good as none
 
 self.addEventListener("install", (event) => {
@@ -47,6 +49,7 @@ async function keep(path, response) {
   const shell = await caches.open(SHELL);
   if (path === "") {
     const text = await response.clone().text();
+    if (!text.includes(MARK)) return;
     const before = await shell.match(scope).then((kept) => kept?.text());
     if (text === before) return;
     await keepAssets(text, before !== undefined);
@@ -59,5 +62,5 @@ async function keepAssets(index, isUpdate) {
   const wanted = [...index.matchAll(/"(?:\.\/)?(assets\/[^"]+)"/g)].map(([, path]) => scope + path);
   const kept = (await cache.keys()).map(({ url }) => url);
   await cache.addAll(wanted.filter((url) => !kept.includes(url)));
-  if (isUpdate) await Promise.all(kept.filter((url) => !wanted.includes(url)).map((url) => cache.delete(url)));
+  if (isUpdate && wanted.length) await Promise.all(kept.filter((url) => !wanted.includes(url)).map((url) => cache.delete(url)));
 }

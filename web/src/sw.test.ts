@@ -1,5 +1,6 @@
 import { runInNewContext } from "node:vm";
 import { beforeEach, expect, test, vi } from "vitest";
+import index from "../index.html?raw";
 import source from "../public/sw.js?raw";
 
 const SCOPE = "https://host/prefix/";
@@ -48,7 +49,8 @@ function start() {
   return { network, fire, ask, urls };
 }
 
-const page = (script: string) => new Response(`<script src="./assets/${script}"></script>`);
+const mark = /<meta name="application-name".*>/.exec(index)?.[0] ?? "";
+const page = (script: string) => new Response(`${mark}<script src="./assets/${script}"></script>`);
 let worker: ReturnType<typeof start>;
 
 beforeEach(async () => {
@@ -79,6 +81,26 @@ test("a tunnel without a server behind it is no answer", async () => {
   expect(await worker.ask("")).toContain("index-1.js");
   worker.network.mockResolvedValue(new Response("gone", { status: 404 }));
   expect(await worker.ask("")).toBe("gone");
+});
+
+test("what is not our page is shown, but never kept in its place", async () => {
+  const foreign = '<title>Is this your tunnel?</title><script src="./assets/foreign.js"></script>';
+  worker.network.mockImplementation(() => Promise.resolve(new Response(foreign)));
+  expect(await worker.ask("")).toBe(foreign);
+  expect(worker.urls("assets")).toEqual([`${SCOPE}assets/index-1.js`]);
+  worker.network.mockRejectedValue(new TypeError("offline"));
+  expect(await worker.ask("")).toContain("index-1.js");
+
+  worker = start();
+  worker.network.mockImplementation(() => Promise.resolve(new Response(foreign)));
+  await worker.fire("install", {});
+  expect([...worker.urls("shell"), ...worker.urls("assets")]).toEqual([]);
+});
+
+test("a page that names no assets takes none away", async () => {
+  worker.network.mockImplementation(() => Promise.resolve(new Response(mark)));
+  await worker.ask("");
+  expect(worker.urls("assets")).toEqual([`${SCOPE}assets/index-1.js`]);
 });
 
 test("a new page takes the place of the old one, once it is whole", async () => {

@@ -22,7 +22,7 @@ export const Question = memo(function Question({ conversationId, message, versio
   }
   return (
     <article className="message question" aria-label={t("question")}>
-      <Thumbnails large pictures={shownPictures(message.pictures)} label={t("pictures")} />
+      <Thumbnails large pictures={shownPictures(message.pictures)} label={t("shownPictures")} />
       <div className="said">
         {message.text !== "" && <div className="bubble">{message.text}</div>}
         <MessageActions
