@@ -106,6 +106,15 @@ def test_export_and_import(chat: Chat, tmp_path: Path) -> None:
     expect(chat.questions.last.get_by_role("img")).to_be_visible()
     chat.show_list()
     expect(chat.row(title)).to_have_count(2)
+    with chat.page.expect_file_chooser() as chooser:
+        chat.button("shell:import", chat.list()).click()
+    chooser.value.set_files(
+        {"name": "chat.md", "mimeType": "text/markdown", "buffer": written.encode()}
+    )
+    expect(chat.questions.last.get_by_role("img")).to_have_count(0)
+    expect(chat.body(chat.answers.last)).to_have_text(chat.say("penguin", "企鹅"))
+    chat.show_list()
+    expect(chat.row(title)).to_have_count(3)
 
 
 def test_what_is_no_export_is_refused(chat: Chat, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ function ImportButton({ onGo }: { onGo: () => void }) {
       <input
         ref={input}
         type="file"
-        accept=".json,application/json"
+        accept=".json,.md,application/json,text/markdown"
         hidden
         onChange={(event) => {
           const file = event.target.files?.[0];

@@ -6,6 +6,7 @@ import { create } from "zustand";
 import { api, ApiError, type ExportFormat } from "../api/client";
 import type { ChatSettings, Conversation, ConversationSummary, Message, Model } from "../api/types";
 import { newId } from "../api/ids";
+import { fromMarkdown } from "../markdownFile";
 import { withMessage } from "../tree";
 import { isPending } from "./pending";
 import { usePreferences } from "./preferences";
@@ -108,7 +109,8 @@ export const useChats = create<Chats>((set, get) => ({
   },
 
   async importFile(file) {
-    const imported = await api.importConversations(JSON.parse(await file.text()));
+    const text = await file.text();
+    const imported = await api.importConversations(fromMarkdown(text) ?? JSON.parse(text));
     await get().loadList("");
     return imported;
   },
