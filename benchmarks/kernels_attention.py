@@ -36,7 +36,7 @@ DECODES = [(b, n) for b in (1, 8, 64, 256) for n in (256, 2048)] + [(1, 1), (1, 
 PREFILLS = [(512, 512), (3500, 3500), (8192, 8192), (2048, 32768), (16, 32768)]
 DECODE_TILES = [
     Tile(16, 64, 4, 3), Tile(16, 64, 4, 2), Tile(16, 32, 4, 4), Tile(16, 32, 2, 4),
-    Tile(16, 128, 4, 2), Tile(16, 128, 8, 2), Tile(16, 64, 2, 3),
+    Tile(16, 128, 4, 2), Tile(16, 32, 2, 2), Tile(16, 32, 1, 2), Tile(16, 64, 2, 3),
 ]  # fmt: skip
 PREFILL_TILES = [
     Tile(128, 128, 8, 2), Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2),
@@ -223,8 +223,8 @@ def sweep() -> None:
     for t in DECODE_TILES:
         times = [rate(lambda c=case, t=t: c.microseconds(t)) for case in cases.values()]
         print_row(f"{t.keys:>4} keys {t.warps} warps {t.stages} stages", times)
-    for spans in ((64, 64, 64), (64, 128, 256), (64, 128, 512), (128, 256, 1024)):
-        with patch.object(decode_attention, "_MIN_SPANS", spans):
+    for spans in ((32, 64, 128), (32, 128, 512), (64, 128, 512), (128, 256, 1024)):
+        with patch.multiple(decode_attention, _MIN_SPANS=spans, _CODE_SPANS=spans):
             times = [case.microseconds() for case in cases.values()]
         print_row(f"spans {spans}", times)
     print("prefill, TFLOP/s of 512, 3500, 2048 of 32768, bits", BITS)

@@ -16,6 +16,8 @@ from shuzhai.kernels.base import Kernels
 from shuzhai.models.decoder import Decoder
 from shuzhai.step import DrawInput, KVPages, StepInput
 
+# Rows of one of each kind that products of few rows are made for.
+_FEW = (40, 20, 2, 1)
 _MORE_CONTEXT = 2**29
 # What PyTorch's allocator keeps between tensors beyond what the largest steps show.
 HOLES_BYTES = 96 * 2**20
@@ -58,11 +60,10 @@ def run_largest(
     num_tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
     page_size = plan.block_size
     # Sizes on both sides of where kernels change, so that none is compiled in a user's request.
-    for count in sorted({1, 2, 20, 200, num_tokens}, reverse=True):
+    for count in sorted({*_FEW, 200, num_tokens}, reverse=True):
         if count <= num_tokens:
             hidden = decoder(prefill_step(count, page_size, device), kv)
-    few = [n for n in (20, 2, 1) if n < plan.max_num_seqs]
-    for count in (plan.max_num_seqs, *few):
+    for count in (plan.max_num_seqs, *(n for n in _FEW if n < plan.max_num_seqs)):
         logits = decoder.logits(hidden.expand(count, -1).contiguous())
         rows = torch.arange(count, device=device)
         logprobs = logits[rows].log_softmax(-1)

@@ -228,7 +228,7 @@ def test_codes_of_unusual_heads(bits, device) -> None:
 
 
 DECODES = [[1], [17], [300], [1, 0, 16, 130, 15, 0, 64], [5] * 33]
-LONG_DECODES = [[1000], [1000, 3, 257, 0, 512, 128, 129], list(range(1, 131)), [700] * 9]
+LONG_DECODES = [[1000], [5000, 3], [1000, 3, 257, 0, 512, 128, 129], list(range(1, 131)), [700] * 9]
 
 
 @pytest.mark.parametrize(("heads", "dtype", "bits"), CASES)
@@ -272,9 +272,10 @@ def test_small_and_large_values_are_as_near(size, bits, device) -> None:
 
 def test_decode_is_split_where_few_sequences_are_long(device) -> None:
     workspace = DecodeWorkspace(device)
-    assert choose_splits(8, workspace.num_processors)[0] > 1
-    assert choose_splits(10**6, workspace.num_processors)[0] == 1
-    assert choose_splits(1, 10**6) == (32, 64)
+    for bits in (16, 8, 4):
+        assert choose_splits(8, workspace.num_processors, bits)[0] > 1
+        assert choose_splits(10**6, workspace.num_processors, bits)[0] == 1
+        assert choose_splits(1, 10**6, bits) == (64, 32)
 
 
 CHUNKS = [

@@ -26,12 +26,12 @@ pytestmark = pytest.mark.skipif(
 EPS = 1e-5
 # The interpreter multiplies no bfloat16.
 OTHER = torch.float16 if is_interpreted() else HALF
-SPLITS = (1, 2, 4)
+SPLITS = (1, 2, 4, 8)
 SHAPES = [(1, 16), (37, 80), (66, 656)]
-COUNTS = [2, 8, 13, 33]
+COUNTS = [2, 13, 20, 33]
 if not is_interpreted():
     SHAPES += [(4096, 2048), (1001, 528), (2048, 8192)]
-    COUNTS += [16, 17, 32, 64]
+    COUNTS += [8, 16, 17, 32, 64]
 
 
 @pytest.fixture
@@ -224,5 +224,7 @@ def test_a_chain_in_a_graph_equals_its_kernels_one_by_one(
 
 def test_programs_for_all_multiprocessors_and_no_more() -> None:
     shapes = {(4096, 2048): 2, (2048, 2048): 4, (16384, 2048): 1, (2048, 8192): 4, (92544, 2048): 1}
-    assert {shape: ours.choose_splits(*shape, 132) for shape in shapes} == shapes
-    assert ours.choose_splits(64, 64, 132) == 1
+    assert {shape: ours.choose_splits(*shape, 64, 132) for shape in shapes} == shapes
+    two_each = {**shapes, (2048, 8192): 8}
+    assert {shape: ours.choose_splits(*shape, 16, 132) for shape in shapes} == two_each
+    assert ours.choose_splits(64, 64, 2, 132) == 1

@@ -123,10 +123,10 @@ def test_a_large_row_overflows_only_where_its_result_does(device: torch.device) 
     check(got, *product(total / total.abs(), weight), unit(torch.float16))
 
 
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize(("rows", "tiles"), [(1, 1), (4, 1), (16, 1), (1, 5), (4, 2), (16, 2)])
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_each_output_is_written_and_nothing_else(
-    device: torch.device, rows: int, is_gated: bool
+    device: torch.device, rows: int, tiles: int, is_gated: bool
 ) -> None:
     m, n = 37, 96
     x = noise(1, n, dtype=torch.float16, device=device)
@@ -134,7 +134,7 @@ def test_each_output_is_written_and_nothing_else(
     weight = weight_of(2 * m if is_gated else m, n, torch.float16, device)
     around = torch.full((m + n + 192,), float("nan"), dtype=torch.float16, device=device)
     out, total = around[64 : 64 + m].view(1, m), around[128 + m + 1 : 129 + m + n].view(1, n)
-    config = ours.RowConfig(rows, 4)
+    config = ours.RowConfig(rows, 4, tiles)
     ours.run(x, weight, out, config, None, norm, residual, total, EPS, is_gated)
     normed, _ = REFERENCE.rms_norm(total.double(), norm.double(), EPS)
     if is_gated:

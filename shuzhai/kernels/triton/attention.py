@@ -71,6 +71,39 @@ def check_ints(dtype: torch.dtype, **tensors: Tensor) -> None:
             raise ValueError(f"{name}: contiguous {dtype}, not {tensor.dtype}, {tensor.stride()}")
 
 
+def check_decode(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    out: Tensor,
+    num_kv_heads: int,
+) -> None:
+    """Raise ValueError unless the operands of decode_attend belong together."""
+    batch, head_dim = qkv.shape[0], qkv.shape[2]
+    check_ints(torch.int64, slots=slots)
+    check_ints(torch.int32, seq_lens=seq_lens)
+    check_ints(torch.float32, cos=cos, sin=sin)
+    if block_tables.dtype != torch.int32 or block_tables.stride(1) != 1:
+        raise ValueError(f"block_tables {block_tables.dtype}, {block_tables.stride()}")
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    expected = {
+        "cos": (cos, (batch, head_dim // 2)),
+        "sin": (sin, (batch, head_dim // 2)),
+        "slots": (slots, (batch,)),
+        "seq_lens": (seq_lens, (batch,)),
+        "block_tables": (block_tables, (batch, block_tables.shape[1])),
+        "out": (out, (batch, num_heads, head_dim)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: {tuple(tensor.shape)}, not {shape}")
+    if out.dtype != qkv.dtype or not (out.is_contiguous() and qkv.is_contiguous()):
+        raise ValueError("qkv and out: contiguous, of one type")
+
+
 def param_words(pages: KVPages) -> tuple[Tensor, Tensor]:
     """Scale and zero of keys and of values as one int32 each; anything where there are none."""
     if pages.key_params is None or pages.value_params is None:

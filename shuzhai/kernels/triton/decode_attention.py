@@ -21,7 +21,7 @@ from shuzhai.kernels.triton.attention import (
     attend_tile,
     capability,
     check,
-    check_ints,
+    check_decode,
     load_tile,
     pages_of,
     param_words,
@@ -32,18 +32,19 @@ from shuzhai.kernels.triton.decode_codes import SHARE, attend_codes, load_codes,
 from shuzhai.kernels.triton.kv_store import keep_halves, keep_whole, turned
 from shuzhai.step import KVPages
 
-_MAX_SPLITS = tl.constexpr(32)
+_MAX_SPLITS = tl.constexpr(64)
 # Counters of arrivals: one for each sequence and kv head of a step.
 _NUM_COUNTERS = 2**16
 # Programs a multiprocessor to aim at, and those that find room on one: too few leave memory idle,
 # too many add up more parts, or wait.
 _PROGRAMS = 8
 _RESIDENT = 3
-# More pairs a multiprocessor than this are a crowd.
-_CROWD = 4
+# So many multiprocessors a pair leave one pair's latency as all that counts.
+_IDLE = 4
 # A part is not worth its adding up below so many tokens: where few sequences leave multiprocessors
-# idle, where there is about enough to do, and where there is too much.
-_MIN_SPANS = (64, 128, 512)
+# idle, where there is about enough to do, and where there is too much. Of codes, whose programs are
+# small, and of 16 bits.
+_CODE_SPANS, _MIN_SPANS = (32, 64, 128), (32, 128, 512)
 
 
 class DecodeWorkspace:
@@ -58,9 +59,9 @@ class DecodeWorkspace:
         )
 
 
-def choose_splits(num_pairs: int, num_processors: int) -> tuple[int, int]:
+def choose_splits(num_pairs: int, num_processors: int, bits: int) -> tuple[int, int]:
     """(most parts, least tokens of a part) of each of so many pairs of sequence and kv head."""
-    few, enough, much = _MIN_SPANS
+    few, enough, much = _CODE_SPANS if bits < 16 else _MIN_SPANS
     room = _RESIDENT * num_processors
     least = few if 4 * num_pairs <= room else enough if num_pairs <= room else much
     most = max(1, min(_MAX_SPLITS.value, _PROGRAMS * num_processors // num_pairs))
@@ -68,21 +69,25 @@ def choose_splits(num_pairs: int, num_processors: int) -> tuple[int, int]:
 
 
 def choose_tile(
-    head_dim: int, dtype: torch.dtype, bits: int, group: int, device_cc: int, is_crowded: bool
+    head_dim: int, dtype: torch.dtype, bits: int, group: int, device_cc: int, is_idle: bool
 ) -> Tile:
     """bits: of the pages; group: query heads a kv head; device_cc: capability, 90 for 9.0;
-    is_crowded: more programs than run at a time, so that each may be slow and small."""
+    is_idle: there are far fewer programs than could run.
+
+    Small programs of few warps, which rarely wait for each other, are fastest for codes; of 16 bits
+    where nothing else counts but when the last one is ready."""
     rows = triton.next_power_of_2(group)
     if dtype == torch.float32 or device_cc < 80:
         # Without tensor cores: the compiler has none for float32 as such, nor before 8.0.
         is_small = head_dim <= 128 and rows <= 4
         return Tile(rows, 32 if is_small else 16, 4 if head_dim <= 128 else 8, 1)
+    is_small = rows <= 16 and head_dim <= 128
     if bits >= 16:
+        if is_small and is_idle:
+            return Tile(16, 32, 2, 2)
         return Tile(max(16, rows), 64 if head_dim <= 128 else 32, 4, 3)
-    if rows > 16 or head_dim > 128:
+    if not is_small:
         return Tile(max(8, rows), 32, 4, 2)
-    if not is_crowded:
-        return Tile(max(8, rows), 64, 4, 2)
     return Tile(max(8, rows), 32, 1, 2 if bits == 4 else 1)
 
 
@@ -246,22 +251,23 @@ def _add_up(
 ) -> None:
     """Write the mean of the parts' results [used, G, D], weighted by 2 ** weights [used, G]; FEW
     parts at a time. GP: G rounded up to a power of 2."""
-    every, g, d = tl.arange(0, _MAX_SPLITS)[:, None], tl.arange(0, GP), tl.arange(0, D)
-    # Past the first-level cache, which does not see what other processors write.
-    logs = tl.load(
-        weights + every * G + g[None, :], mask=(every < used) & (g < G)[None, :],
-        other=float("-inf"), cache_modifier=".cg",
-    )  # fmt: skip
-    top = tl.where(g < G, tl.max(logs, 0), 0.0)
-    whole = tl.where(g < G, tl.sum(tl.exp2(logs - top[None, :]), 0), 1.0)
-    acc = tl.zeros([GP, D], tl.float32)
+    g, d = tl.arange(0, GP), tl.arange(0, D)
+    top = tl.full([GP], float("-inf"), tl.float32)
+    whole, acc = tl.zeros([GP], tl.float32), tl.zeros([GP, D], tl.float32)
     for first in tl.range(0, used, FEW, num_stages=1):
         parts = first + tl.arange(0, FEW)[:, None]
         at, has = parts * G + g[None, :], (parts < used) & (g < G)[None, :]
+        # Past the first-level cache, which does not see what other processors write.
         share = tl.load(weights + at, mask=has, other=float("-inf"), cache_modifier=".cg")
         found = partials + at[:, :, None] * D + d[None, None, :]
         found = tl.load(found, mask=has[:, :, None], other=0.0, cache_modifier=".cg")
-        acc += tl.sum(found * tl.exp2(share - top[None, :])[:, :, None], 0)
+        new_top = tl.maximum(top, tl.max(share, 0))
+        new_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        fade, share = tl.exp2(top - new_top), tl.exp2(share - new_top[None, :])
+        whole = whole * fade + tl.sum(share, 0)
+        acc = acc * fade[:, None] + tl.sum(found * share[:, :, None], 0)
+        top = new_top
+    whole = tl.where(whole == 0.0, 1.0, whole)
     to += g[:, None] * D + d[None, :]
     tl.store(to, (acc / whole[:, None]).to(to.dtype.element_ty), mask=(g < G)[:, None])
 
@@ -318,8 +324,6 @@ def _decode_kernel(
     used = tl.maximum(tl.cdiv(past, span), 1)
     if split >= used:
         return
-    if USE_PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     # The past was stored by steps before: its first tile is on its way while the kernel in front
     # still works on the new token.
     pages, unit = (keys, values, key_params, value_params), score_scale if BITS >= 16 else 1.0
@@ -332,6 +336,8 @@ def _decode_kernel(
     tile = _load(pages, rows, valid, qkv.dtype.element_ty, D, BITS, ASM)
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
+        # Not before: the weights that the kernels behind ask for would stand in front of the past.
+        tl.extra.cuda.gdc_launch_dependents()
     token = qkv + b * ((H + 2 * K) * D)
     cos, sin = cos + b * (D // 2), sin + b * (D // 2)
     query = _queries(token, cos, sin, head, score_scale, G, GP, D, BITS)
@@ -387,14 +393,16 @@ def decode_attend(
     num_heads -= 2 * num_kv_heads
     check(qkv, pages, num_heads)
     out = qkv.new_empty(batch, num_heads, head_dim) if out is None else out
-    _check_decode(qkv, cos, sin, slots, seq_lens, block_tables, out, num_kv_heads)
+    check_decode(qkv, cos, sin, slots, seq_lens, block_tables, out, num_kv_heads)
+    if batch * num_kv_heads > _NUM_COUNTERS:
+        raise ValueError(f"{batch} sequences of {num_kv_heads} kv heads: too many")
     if not batch:
         return out
     pairs, group = batch * num_kv_heads, num_heads // num_kv_heads
-    splits, min_span = choose_splits(pairs, workspace.num_processors)
+    splits, min_span = choose_splits(pairs, workspace.num_processors, pages.bits)
     tile = tile or choose_tile(
         head_dim, qkv.dtype, pages.bits, group, workspace.capability,
-        pairs > _CROWD * workspace.num_processors,
+        pairs * _IDLE <= workspace.num_processors,
     )  # fmt: skip
     parts = torch.empty(
         pairs * splits * group * (head_dim + 1), dtype=torch.float32, device=qkv.device
@@ -411,38 +419,3 @@ def decode_attend(
         ASM=qkv.is_cuda, USE_PDL=use_pdl, num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     return out
-
-
-def _check_decode(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    slots: Tensor,
-    seq_lens: Tensor,
-    block_tables: Tensor,
-    out: Tensor,
-    num_kv_heads: int,
-) -> None:
-    """Raise ValueError unless the shapes and types belong together."""
-    batch, head_dim = qkv.shape[0], qkv.shape[2]
-    check_ints(torch.int64, slots=slots)
-    check_ints(torch.int32, seq_lens=seq_lens)
-    check_ints(torch.float32, cos=cos, sin=sin)
-    if batch * num_kv_heads > _NUM_COUNTERS:
-        raise ValueError(f"{batch} sequences of {num_kv_heads} kv heads: too many")
-    if block_tables.dtype != torch.int32 or block_tables.stride(1) != 1:
-        raise ValueError(f"block_tables {block_tables.dtype}, {block_tables.stride()}")
-    num_heads = qkv.shape[1] - 2 * num_kv_heads
-    expected = {
-        "cos": (cos, (batch, head_dim // 2)),
-        "sin": (sin, (batch, head_dim // 2)),
-        "slots": (slots, (batch,)),
-        "seq_lens": (seq_lens, (batch,)),
-        "block_tables": (block_tables, (batch, block_tables.shape[1])),
-        "out": (out, (batch, num_heads, head_dim)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: {tuple(tensor.shape)}, not {shape}")
-    if out.dtype != qkv.dtype or not (out.is_contiguous() and qkv.is_contiguous()):
-        raise ValueError("qkv and out: contiguous, of one type")

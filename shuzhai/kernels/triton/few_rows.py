@@ -17,15 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The most rows that are few. They are padded to one of two sizes: each is compiled at the start.
-MAX_ROWS = 64
-_FEWER_ROWS = 16
+# The most rows that are few. They are padded to the next of these: each is compiled at the start.
+_PADDED_ROWS = (16, 32, 64)
+MAX_ROWS = _PADDED_ROWS[-1]
 _TYPES = (torch.bfloat16, torch.float16)
 _NUM_COUNTERS = 4096
-# A tile of the weight: swept on an H100 for the shapes of InternLM2-1.8B. With 64 rows, more than
-# three stages would leave room for one program a multiprocessor, and for none on a small card.
-_TILE_ROWS, _TILE_COLUMNS, _WARPS = 64, 128, 4
-_LEAST_STEPS = 4  # of tiles that a program goes through
+# A tile of the weight, and the stages of its pipeline: swept on an H100 for the shapes of
+# InternLM2-1.8B.
+_TILE_ROWS, _TILE_COLUMNS, _WARPS, _STAGES = 64, 128, 4, 4
+# Tiles that a program goes through: at least, and where a second program shares its multiprocessor.
+_LEAST_STEPS, _LEAST_SHARED_STEPS = 4, 8
+# Tiles of each program that the L2 cache is asked for while the kernel in front still works. More
+# was measured: it takes from those in front what it gains.
+_AHEAD = 2
 
 
 class FewRowsWorkspace:
@@ -36,22 +40,48 @@ class FewRowsWorkspace:
 
 
 @cache
-def _device(device: torch.device) -> tuple[int, int]:
-    """(multiprocessors, compute capability, 90 for 9.0)"""
+def _device(device: torch.device) -> tuple[int, int, int]:
+    """(multiprocessors, compute capability, 90 for 9.0, bytes of shared memory of a program)"""
     if device.type != "cuda":  # the interpreter
-        return 4, 80
+        return 4, 80, 2**17
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, 10 * properties.major + properties.minor
+    cc = 10 * properties.major + properties.minor
+    return properties.multi_processor_count, cc, properties.shared_memory_per_block_optin
 
 
-def choose_splits(m: int, n: int, num_sms: int) -> int:
-    """How many programs share the columns of a tile of a weight [m, n]: a power of 2, so that about
-    every multiprocessor has one."""
-    tiles, splits = triton.cdiv(m, _TILE_ROWS), 1
-    most = n // (_LEAST_STEPS * _TILE_COLUMNS)
-    while 2 * splits <= most and tiles * splits < num_sms * 3 // 4:
+def pad_rows(count: int) -> int:
+    """What so many rows are padded to."""
+    return next(size for size in _PADDED_ROWS if count <= size)
+
+
+def choose_splits(m: int, n: int, count: int, num_sms: int) -> int:
+    """How many programs share the columns of a tile of a weight [m, n] that `count` rows are
+    multiplied by: a power of 2, so that about every multiprocessor has one, or two where there is
+    enough for each and little to add up."""
+    tiles, splits, steps = triton.cdiv(m, _TILE_ROWS), 1, n // _TILE_COLUMNS
+
+    def is_too_few(splits: int, programs: int, least_steps: int) -> bool:
+        return tiles * splits < programs * 3 // 4 and steps >= 2 * splits * least_steps
+
+    while is_too_few(splits, num_sms, _LEAST_STEPS):
+        splits *= 2
+    if pad_rows(count) < MAX_ROWS and is_too_few(splits, 2 * num_sms, _LEAST_SHARED_STEPS):
         splits *= 2
     return splits
+
+
+@triton.jit
+def _prefetch(places: tl.tensor, num_bytes: tl.constexpr) -> None:
+    """Ask the L2 cache of a GPU of 9.0 or later for so many bytes from each of these places on, all
+    multiples of 16."""
+    tl.inline_asm_elementwise(
+        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+        "=r,l,r",
+        [places.to(tl.int64), tl.full(places.shape, num_bytes, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -80,7 +110,7 @@ def _few_rows_kernel(
     x: tl.tensor, weight: tl.tensor, bias: tl.tensor, out: tl.tensor, partials: tl.tensor,
     counters: tl.tensor, m: tl.tensor, count: tl.tensor, n: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, has_bias: tl.constexpr,
-    is_gated: tl.constexpr, use_pdl: tl.constexpr,
+    is_gated: tl.constexpr, use_pdl: tl.constexpr, AHEAD: tl.constexpr,
 ) -> None:  # fmt: skip
     """out [count, m] of x [count, n], weight [m, n] or, gated, [2m, n], of which even rows of a
     tile are gates and odd ones ups. partials [SPLITS, tiles, ROWS, TOKENS] float32."""
@@ -95,6 +125,10 @@ def _few_rows_kernel(
     else:
         row = tl.minimum(tile * ROWS + part, m - 1).to(tl.int64)
     if use_pdl:
+        if IS_EVEN and STEPS >= AHEAD:
+            half = AHEAD * COLUMNS // 2  # numbers, of two bytes
+            part_of_row = begin + tl.arange(0, 2) * half
+            _prefetch(weight + row[:, None] * n + part_of_row[None, :], 2 * half)
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     token, col = tl.arange(0, TOKENS), tl.arange(0, COLUMNS)
@@ -169,8 +203,10 @@ def run(
 ) -> None:
     """Launch the kernel with checked operands: out [T, m]."""
     count, m = out.shape
-    use_pdl = _device(x.device)[1] >= 90
-    tokens = _FEWER_ROWS if count <= _FEWER_ROWS else MAX_ROWS
+    _, cc, shared_bytes = _device(x.device)
+    use_pdl, tokens = cc >= 90, pad_rows(count)
+    stage_bytes = 2 * _TILE_COLUMNS * (_TILE_ROWS + tokens)
+    stages = min(_STAGES, shared_bytes // stage_bytes)
     tiles = triton.cdiv(weight.shape[0], _TILE_ROWS)
     partials = out  # not read
     if splits > 1:
@@ -181,8 +217,8 @@ def run(
     _few_rows_kernel[(tiles, splits)](
         x, weight, out if bias is None else bias, out, partials, workspace.counters, m, count,
         n=x.shape[1], ROWS=_TILE_ROWS, COLUMNS=_TILE_COLUMNS, TOKENS=tokens, SPLITS=splits,
-        has_bias=bias is not None, is_gated=is_gated, use_pdl=use_pdl, num_warps=_WARPS,
-        num_stages=4 if tokens == _FEWER_ROWS else 3, **options,
+        has_bias=bias is not None, is_gated=is_gated, use_pdl=use_pdl, AHEAD=_AHEAD,
+        num_warps=_WARPS, num_stages=stages, **options,
     )  # fmt: skip
 
 
@@ -199,6 +235,6 @@ def linear(
     m = weight.shape[0] // (2 if is_gated else 1)
     out = torch.empty(x.shape[0], m, dtype=out_dtype or x.dtype, device=x.device)
     _check(x, weight, out, bias, is_gated)
-    splits = choose_splits(*weight.shape, _device(x.device)[0])
+    splits = choose_splits(*weight.shape, x.shape[0], _device(x.device)[0])
     run(x, weight, out, splits, workspace, bias, is_gated)
     return out

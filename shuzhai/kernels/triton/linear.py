@@ -28,10 +28,12 @@ _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32:
 
 @dataclass(frozen=True, slots=True)
 class RowConfig:
-    """rows of the weight a program (of each half, where gated), warps a program"""
+    """rows: of the weight a tile (of each half, where gated); warps a program; tiles a program, one
+    under way while it works on another"""
 
     rows: int
     warps: int
+    tiles: int = 1
 
 
 @cache
@@ -52,7 +54,10 @@ def _choose(m: int, n: int, itemsize: int, is_gated: bool, num_sms: int) -> RowC
     rows = min(16, max(1, min(warps, 8) * 32 * _BYTES_A_THREAD // row_bytes))
     while rows > 1 and triton.cdiv(m, rows) < num_sms:
         rows //= 2
-    return RowConfig(rows, warps)
+    # Two programs of 8 warps find room on a multiprocessor: those that all run at once need not
+    # wait until others have ended.
+    are_in_two_turns = warps == 8 and 2 * num_sms < triton.cdiv(m, rows) <= 4 * num_sms
+    return RowConfig(rows, warps, 2 if are_in_two_turns else 1)
 
 
 @triton.jit
@@ -83,31 +88,57 @@ def _add(a: tl.tensor, b: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     return total
 
 
+@triton.jit
+def _load_rows(
+    weight: tl.tensor, index: tl.tensor, m: tl.tensor, num: tl.constexpr, items: tl.constexpr,
+    rows: tl.constexpr, is_gated: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Tile `index` of the weight: rows of `num` items, gate and up in turn where gated."""
+    halves: tl.constexpr = 2 if is_gated else 1
+    part, col = tl.arange(0, rows * halves), tl.arange(0, items)
+    row = index.to(tl.int64) * rows + part // halves
+    inside = (row < m)[:, None] & (col < num)[None, :]
+    row += (part % halves) * m.to(tl.int64)
+    place = weight + row[:, None] * num + col[None, :]
+    return tl.load(place, mask=inside, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _multiply(
+    tile: tl.tensor, x: tl.tuple, bias: tl.tensor, out: tl.tensor, index: tl.tensor, m: tl.tensor,
+    rows: tl.constexpr, dtype: tl.constexpr, has_bias: tl.constexpr, is_gated: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write what tile `index` of the weight makes of x: the first numbers of pairs, the second."""
+    one, two = _pair(tile, dtype)
+    result = tl.sum(one * x[0][None, :] + two * x[1][None, :], axis=1)
+    if is_gated:
+        gate, up = tl.split(tl.reshape(result, (rows, 2)))
+        result = gate * tl.sigmoid(gate) * up
+    row = index.to(tl.int64) * rows + tl.arange(0, rows)
+    if has_bias:
+        result += tl.load(bias + row, mask=row < m, other=0.0).to(tl.float32)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=row < m)
+
+
 @triton.jit(do_not_specialize=["m"])
 def _row_kernel(
     x: tl.tensor, residual: tl.tensor, norm: tl.tensor, weight: tl.tensor, bias: tl.tensor,
     out: tl.tensor, total: tl.tensor, m: tl.tensor, eps: tl.tensor, n: tl.constexpr,
     width: tl.constexpr, rows: tl.constexpr, dtype: tl.constexpr,
     has_norm: tl.constexpr, has_residual: tl.constexpr, has_bias: tl.constexpr,
-    is_gated: tl.constexpr, use_pdl: tl.constexpr,
+    is_gated: tl.constexpr, TILES: tl.constexpr, use_pdl: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [m] of x [n], weight [m, n] or, gated, [2m, n]; width: n up to a power of 2.
+    """out [m] of x [n], weight [m, n] or, gated, [2m, n]; width: n up to a power of 2. TILES of
+    the weight a program.
 
     x, residual, norm, weight and total are float32, or int32 that hold pairs of `dtype`: the
     compiler takes smaller numbers apart as soon as they are asked for, and so waits for them. Here
     they are taken apart after the wait for the kernel in front, and all are under way together.
     """
-    halves: tl.constexpr = 2 if is_gated else 1
     num: tl.constexpr = n if dtype == tl.float32 else n // 2  # items in a row
     items: tl.constexpr = width if dtype == tl.float32 else width // 2
-    # Rows of the weight: where gated, gate and up of the same row of out in turn.
-    part = tl.arange(0, rows * halves)
-    row = tl.program_id(0).to(tl.int64) * rows + part // halves
-    half = (part % halves) * m.to(tl.int64)
-    col = tl.arange(0, items)
-    inside = (row < m)[:, None] & (col < num)[None, :]
-    place = weight + (half + row)[:, None] * num + col[None, :]
-    tile = tl.load(place, mask=inside, other=0, eviction_policy="evict_first")
+    col, index, step = tl.arange(0, items), tl.program_id(0), tl.num_programs(0)
+    tile = _load_rows(weight, index, m, num, items, rows, is_gated)
     if has_norm:
         scale = tl.load(norm + col, mask=col < num, other=0)
     if use_pdl:
@@ -116,22 +147,20 @@ def _row_kernel(
     value = tl.load(x + col, mask=col < num, other=0)
     if has_residual:
         value = _add(value, tl.load(residual + col, mask=col < num, other=0), dtype)
-        tl.store(total + col, value, mask=(col < num) & (tl.program_id(0) == 0))
+        tl.store(total + col, value, mask=(col < num) & (index == 0))
     first, second = _pair(value, dtype)
     if has_norm:
         inverse = tl.rsqrt(tl.sum(first * first + second * second, axis=0) / n + eps)
         by, second_by = _pair(scale, dtype)
         first *= inverse * by
         second *= inverse * second_by
-    one, two = _pair(tile, dtype)
-    result = tl.sum(one * first[None, :] + two * second[None, :], axis=1)
-    if is_gated:
-        gate, up = tl.split(tl.reshape(result, (rows, 2)))
-        result = gate * tl.sigmoid(gate) * up
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-    if has_bias:
-        result += tl.load(bias + row, mask=row < m, other=0.0).to(tl.float32)
-    tl.store(out + row, result.to(out.dtype.element_ty), mask=row < m)
+    pair = (first, second)
+    for _ in tl.range(1, TILES, num_stages=1):
+        later = _load_rows(weight, index + step, m, num, items, rows, is_gated)
+        _multiply(tile, pair, bias, out, index, m, rows, dtype, has_bias, is_gated)
+        tile = later
+        index += step
+    _multiply(tile, pair, bias, out, index, m, rows, dtype, has_bias, is_gated)
 
 
 def supports(x: Tensor, weight: Tensor) -> bool:
@@ -184,7 +213,7 @@ def run(
     )
     if x.itemsize == 2:
         operands = tuple(t.view(torch.int32) for t in operands)
-    _row_kernel[(triton.cdiv(m, config.rows),)](
+    _row_kernel[(triton.cdiv(m, config.rows * config.tiles),)](
         *operands[:4],
         out if bias is None else bias,
         out,
@@ -199,6 +228,7 @@ def run(
         has_residual=residual is not None,
         has_bias=bias is not None,
         is_gated=is_gated,
+        TILES=config.tiles,
         use_pdl=use_pdl,
         num_warps=config.warps,
         launch_pdl=use_pdl,
