@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -177,6 +178,7 @@ class _Stage:
         self.driver = Driver(engine, self.device)
         self.work = Work.of(engine, limits)
         first = self.driver.warm_up()
+        gc.freeze()  # as servers do
         times = (startup, first)
         self.card = Card.of(engine, name, device_name(self.device), limits, times)
         self.say(self.card.lines() + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -70,10 +71,10 @@ class BatchBuilder:
         owner = np.arange(len(scheduled)).repeat(counts)
         pages = tables[owner, positions // self._block_size].astype(np.int64)
         slots = pages * self._block_size + positions % self._block_size
-        token_ids: list[int] = []
+        token_ids = array("q")
         for e in scheduled:
-            token_ids += e.sequence.token_ids[e.start : e.end]
-        ids = np.array(token_ids, np.int64)
+            token_ids.extend(e.sequence.token_ids[e.start : e.end])
+        ids = np.frombuffer(token_ids, np.int64)
         logit_rows, sample_rows, prompt_rows = self._logit_rows(scheduled, cu_seqlens)
         image_rows, image_states = _pictures(scheduled, cu_seqlens)
         step = StepInput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -17,8 +18,9 @@ class BlockPool:
         self.block_size = block_size
         self._holders = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
-        # An ordered set: O(1) removal from the middle when a cached block is taken up again.
-        self._free: dict[int, None] = dict.fromkeys(range(num_blocks))
+        # An ordered set: O(1) removal from the middle when a cached block is taken up again. (A
+        # plain dict would look for its first key behind all that were taken before.)
+        self._free = OrderedDict[int, None].fromkeys(range(num_blocks))
         self._by_hash: dict[bytes, int] = {}
 
     @property
@@ -51,8 +53,7 @@ class BlockPool:
         assert count <= len(self._free), "the scheduler asks only for what is free"
         blocks = []
         for _ in range(count):
-            block = next(iter(self._free))
-            del self._free[block]
+            block, _ = self._free.popitem(last=False)
             if (h := self._hash_of[block]) is not None:
                 del self._by_hash[h]
                 self._hash_of[block] = None

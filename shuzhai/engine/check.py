@@ -25,13 +25,13 @@ def check_request(request: Request, model: ModelConfig, plan: MemoryPlan) -> Non
             param="messages" if room <= 0 else "max_tokens" if params.max_tokens else "min_tokens",
         )
     _check_images(request, model.vision, plan.picture_rows)
-    prompt = set(request.token_ids) - ({-1} if request.images else set())
-    for name, ids in (
-        ("prompt", prompt),
-        ("logit_bias", params.logit_bias),
-        ("stop_token_ids", params.stop_token_ids),
+    least = -1 if request.images else 0
+    for name, ids, low in (
+        ("prompt", request.token_ids, least),
+        ("logit_bias", params.logit_bias, 0),
+        ("stop_token_ids", params.stop_token_ids, 0),
     ):
-        if ids and (min(ids) < 0 or max(ids) >= vocab):
+        if ids and (min(ids) < low or max(ids) >= vocab):
             raise InvalidRequestError(
                 f"{name}: token ids must be from 0 to {vocab - 1}", param=name
             )

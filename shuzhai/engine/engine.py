@@ -100,7 +100,9 @@ def release_memory(*, collect: bool) -> None:
     collect  also of those that are part of a cycle, which stops all of Python for 0.1 s
     """
     if collect:
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if sys.platform == "linux":

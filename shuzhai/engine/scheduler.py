@@ -76,7 +76,10 @@ class Scheduler:
 
     def begin(self, batch: Seq[Scheduled]) -> None:
         """The step is started: its tokens count as computed, and those it samples as pending."""
-        for sequence, _, end in batch:
+        for entry in batch:
+            sequence, start, end = entry
+            if end - start > 1:
+                self._hashes_in_flight(entry)  # while the device works: `update` will want them
             sequence.num_computed_tokens = end
             if sequence.pictures:
                 self._let_go(sequence)
@@ -178,11 +181,12 @@ class Scheduler:
             self.running.append(sequence)
             self._grow(sequence, end)
             promised += self._promised_blocks(sequence)
-            in_flight.update(self._next_hash(sequence))
+            entry = Scheduled(sequence, start, end)
             if start < end:
-                batch.append(Scheduled(sequence, start, end))
-                in_flight.update(self._hashes_in_flight(batch[-1]))
+                batch.append(entry)
                 budget -= end - start
+            if i < len(self.waiting):
+                in_flight.update(self._next_hash(sequence), self._hashes_in_flight(entry))
 
     def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
         """Cached blocks of the sequence's beginning, and the hash of the first that is missing.
@@ -192,16 +196,18 @@ class Scheduler:
         if not self._enable_prefix_caching or sequence.wants_prompt_rows:
             return [], None
         useful = (len(sequence.token_ids) - 1) // self.pool.block_size
-        hashes = sequence.hashes(self.pool.block_size)[:useful]
-        hits = self.pool.lookup(hashes)
-        return hits, hashes[len(hits)] if len(hits) < useful else None
+        size = self.pool.block_size
+        # One by one, up to the first that is missing: the device may be idle now.
+        hits = self.pool.lookup(sequence.hashes(size, i + 1)[i] for i in range(useful))
+        return hits, sequence.block_hashes[len(hits)] if len(hits) < useful else None
 
     def _hashes_in_flight(self, entry: Scheduled) -> list[bytes]:
         """Hashes of the blocks that will be full after this step."""
         size = self.pool.block_size
         if not self._enable_prefix_caching or entry.start // size == entry.end // size:
             return []
-        return entry.sequence.hashes(size)[entry.start // size : entry.end // size]
+        last = entry.end // size
+        return entry.sequence.hashes(size, last)[entry.start // size : last]
 
     def _promised_blocks(self, sequence: Sequence) -> int:
         """What the prompt of a sequence that runs does not have yet, but will need."""
@@ -222,7 +228,7 @@ class Scheduler:
             or at >= sequence.num_prompt_tokens // self.pool.block_size
         ):
             return []
-        return [sequence.hashes(self.pool.block_size)[at]]
+        return [sequence.hashes(self.pool.block_size, at + 1)[at]]
 
     def _reach(self, sequence: Sequence, end: int) -> int:
         """How far towards `end` a sequence can go now: up to the rows of pictures that are ready.

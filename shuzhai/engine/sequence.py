@@ -95,15 +95,14 @@ class Sequence:
         limit = min(self.max_length, max_model_len)
         return FinishReason.LENGTH if index + 1 >= limit else None
 
-    def hashes(self, block_size: int) -> list[bytes]:
-        """Hashes of all full blocks of known tokens so far. Equal hash: equal tokens, images and
-        salt up to there.
+    def hashes(self, block_size: int, count: int) -> list[bytes]:
+        """Hashes of the first `count` blocks at least, which must be full of known tokens. Equal
+        hash: equal tokens, images and salt up to there.
 
         Each is sha256 over the one before, the block's ids, and the digests of the images that
         reach into the block with their place relative to it.
         """
-        first = len(self.block_hashes)
-        last = (len(self.token_ids) - self.num_pending) // block_size
+        first, last = len(self.block_hashes), count
         if first >= last:
             return self.block_hashes
         ids = array("q", self.token_ids[first * block_size : last * block_size]).tobytes()

@@ -7,6 +7,7 @@ aborts. Detokenising happens in the consumer's coroutine, tokenising in a small 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import queue
@@ -91,6 +92,8 @@ class AsyncEngine:
             pull_progress=pull_progress,
             load_progress=load_progress,
         )
+        # A full collection walks through all modules, and all requests wait for it: 0.1 s.
+        gc.freeze()
         return cls(loaded.engine, loaded.processor, loaded.name)
 
     @property

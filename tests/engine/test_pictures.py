@@ -234,7 +234,8 @@ def test_a_digest_that_collides_with_another_size_is_another_picture(folder: Pat
 
 def test_prefixes_with_pictures_share_only_what_is_equal() -> None:
     def hashes(*images: ImageSpan) -> list[bytes]:
-        return Sequence(asked("a", *images)).hashes(16)
+        sequence = Sequence(asked("a", *images))
+        return sequence.hashes(16, sequence.num_prompt_tokens // 16)
 
     plain, same = hashes(span(20, 3)), hashes(span(20, 3))
     assert plain == same
