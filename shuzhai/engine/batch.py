@@ -100,6 +100,11 @@ class BatchBuilder:
         self, scheduled: Seq[Scheduled], cu_seqlens: np.ndarray
     ) -> tuple[list[int], list[tuple[int, int]], list[PromptRows]]:
         """Rows of the step, and whose they are."""
+        if cu_seqlens[-1] == len(scheduled) and not any(
+            e.sequence.wants_prompt_rows or e.end < len(e.sequence.token_ids) for e in scheduled
+        ):  # most steps are so
+            every = list(range(len(scheduled)))
+            return every, list(zip(every, every, strict=True)), []
         rows: list[int] = []
         sample_rows: list[tuple[int, int]] = []
         prompt_rows: list[PromptRows] = []
@@ -141,12 +146,10 @@ class BatchBuilder:
         return range(start, min(entry.end, sequence.num_prompt_tokens))
 
     def _block_tables(self, scheduled: Seq[Scheduled]) -> np.ndarray:
-        width = max(len(e.sequence.block_table) for e in scheduled)
-        tables = np.zeros((len(scheduled), width), np.int32)
-        for row, entry in zip(tables, scheduled, strict=True):
-            own = entry.sequence.block_table
-            row[: len(own)] = np.frombuffer(own, np.int32)
-        return tables
+        rows = [e.sequence.block_table.tobytes() for e in scheduled]
+        size = max(map(len, rows))
+        tables = bytearray().join([row.ljust(size, b"\0") for row in rows])
+        return np.frombuffer(tables, np.int32).reshape(len(rows), -1)
 
     def _rope_lengths(self, scheduled: Seq[Scheduled]) -> Tensor | None:
         if self._rope_limit is None:

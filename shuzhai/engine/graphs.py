@@ -2,8 +2,7 @@
 
 A graph has places for sequences that bring one token each, and, where it is for mixed steps, for
 chunks of prompts behind them. What a step does not fill stays empty: sequences of length 0, tokens
-that are stored nowhere and belong to nobody. Large chunks have no graph: their launches hide behind
-the work.
+that are stored nowhere and belong to nobody. Of large chunks, those have a graph that fill a step.
 """
 
 from __future__ import annotations
@@ -15,18 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shuzhai.engine.scratch import Scratch
 from shuzhai.engine.transfer import Packing
-from shuzhai.engine.workspace import GraphSize
+from shuzhai.engine.workspace import GraphSize, is_worth_its_places
 from shuzhai.models.decoder import Decoder
 from shuzhai.step import KVPages, StepInput
 
 
 def fits(step: StepInput, size: GraphSize) -> bool:
-    """A step on the host has room in a recorded one."""
+    """A step on the host has room in a recorded one, and leaves not too much of it."""
+    num_tokens = len(step.token_ids) - step.num_decodes
     return (
         step.num_decodes <= size.num_seqs
         and len(step.seq_lens) - step.num_decodes <= size.num_chunks
-        and len(step.token_ids) - step.num_decodes <= size.num_tokens
+        and num_tokens <= size.num_tokens
+        and is_worth_its_places(size, num_tokens)
         and len(step.logit_rows) <= size.num_seqs + size.num_chunks
         and (size.num_tokens > 0 or len(step.logit_rows) == len(step.token_ids))
         and step.rope_lengths is None
@@ -94,12 +96,15 @@ class _Graph:
         self._step = replace(empty, block_tables=tables, last_ids=last_ids, **moved)
         self._fill(empty)
 
-    def capture(self, run: Callable[[StepInput], Tensor], pool: tuple[int, int]) -> None:
-        run(self._step)  # compiles what is not compiled yet, which a capture must not
+    def capture(self, run: Callable[[StepInput], Tensor], scratch: Scratch) -> None:
+        assert scratch.pool is not None, "of a GPU"
+        with scratch.use():
+            run(self._step)  # compiles what is not compiled yet, which a capture must not
         torch.cuda.synchronize()
         # Other engines may go on in their threads.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=scratch.pool.id, capture_error_mode="thread_local"):
             self._hidden = run(self._step)
+        self._pool = scratch.pool  # the last attribute: see Scratch
 
     def replay(self, step: StepInput) -> Tensor:
         """Hidden states of the logit rows of a padded step, until the next replay."""
@@ -136,24 +141,23 @@ class StepGraphs:
         sizes: Iterable[GraphSize],
         num_pages: int,
         last_ids: Tensor,
+        scratch: Scratch,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Captures them, the largest first: all share one pool of memory. num_pages: of a table.
+        """Captures them, the largest first: all share the scratch memory. num_pages: of a table.
 
         progress is called with the share that is done, 0 to 1.
         """
-        pool = torch.cuda.graph_pool_handle()
-        self._graphs: list[_Graph] = []
-        ordered = sorted(sizes, key=lambda s: (s.num_seqs + s.num_tokens, s), reverse=True)
+        ordered = sorted(sizes, key=lambda s: (s.num_seqs + s.num_tokens, s))
         places = max(size.num_seqs + size.num_chunks for size in ordered)
         self._tables = torch.zeros((places, num_pages), dtype=torch.int32, device=last_ids.device)
         self._known_tables = torch.zeros((0, 0), dtype=torch.int32)
-        for size in ordered:
-            graph = _Graph(size, self._tables, last_ids)
-            graph.capture(lambda step: decoder(step, kv), pool)
-            self._graphs.insert(0, graph)
+        # What they are told lies outside of the scratch memory, and before the first is captured.
+        self._graphs = [_Graph(size, self._tables, last_ids) for size in ordered]
+        for i, graph in enumerate(reversed(self._graphs), 1):
+            graph.capture(lambda step: decoder(step, kv), scratch)
             if progress is not None:
-                progress(len(self._graphs) / len(ordered))
+                progress(i / len(ordered))
 
     def run(self, step: StepInput) -> Tensor | None:
         """Hidden states of a host step, to be used before the next step; None: no graph fits."""

@@ -17,9 +17,15 @@ from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
+from shuzhai.engine.scratch import Scratch
 from shuzhai.engine.transfer import pack_to_device
 from shuzhai.engine.warmup import HOLES_BYTES, allocated_bytes, measure, run_largest
-from shuzhai.engine.workspace import ElementSizes, context_estimate, graph_sizes
+from shuzhai.engine.workspace import (
+    ElementSizes,
+    context_estimate,
+    full_step_seqs,
+    graph_sizes,
+)
 from shuzhai.formats.kv import head_bytes
 from shuzhai.kernels.base import Kernels
 from shuzhai.kernels.choose import choose_device, make_kernels
@@ -53,7 +59,8 @@ class Runner:
     """A model with its cache, ready to run steps. encoder: None for a model that reads text only.
 
     last_ids  [max_num_seqs] int64 on the device: the engine writes what a step sampled
-    graphs    of steps of few tokens, on a GPU
+    scratch   of a step, in which the engine runs and samples it
+    graphs    of steps of few tokens and of full ones, on a GPU
     """
 
     model: ModelConfig
@@ -65,6 +72,7 @@ class Runner:
     device: torch.device
     dtype: torch.dtype
     last_ids: Tensor
+    scratch: Scratch
     graphs: StepGraphs | None = None
 
     @classmethod
@@ -130,7 +138,8 @@ class Runner:
                 model.decoder, num_blocks, plan.block_size, dtype, device, config.kv_bits
             )
 
-        runner = cls(model, decoder, encoder, kernels, [], plan, device, dtype, last_ids)
+        scratch = Scratch(device)
+        runner = cls(model, decoder, encoder, kernels, [], plan, device, dtype, last_ids, scratch)
         if device.type == "cpu":
             return replace(runner, kv=allocate(plan.num_blocks))
         with runner.current():
@@ -153,7 +162,8 @@ class Runner:
 
     def _run_largest(self, kv: list[KVPages]) -> None:
         """The largest step of each kind, over pages that hold nothing yet."""
-        run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
+        with self.scratch.use():
+            run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
         if self.model.vision is not None:
             side = self.model.vision.image_size
             self.encode([np.zeros((self.plan.tiles_per_batch, side, side, 3), np.uint8)])
@@ -164,12 +174,21 @@ class Runner:
             return self
         num_pages = -(-self.plan.max_model_len // self.plan.block_size)
         sizes = graph_sizes(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
-        graphs = StepGraphs(self.decoder, self.kv, sizes, num_pages, self.last_ids, progress)
+        graphs = StepGraphs(
+            self.decoder, self.kv, sizes, num_pages, self.last_ids, self.scratch, progress
+        )
         return replace(self, graphs=graphs)
 
     def current(self) -> AbstractContextManager[object]:
         """Within it the runner's GPU is the one that kernels are launched on."""
         return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
+
+    @property
+    def full_step_seqs(self) -> list[int]:
+        """Places for sequences of one token in the recorded steps that are full."""
+        if self.graphs is None:
+            return []
+        return full_step_seqs(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
 
     @property
     def works_ahead(self) -> bool:
@@ -199,13 +218,14 @@ class Runner:
 
     def encode(self, parts: Sequence[np.ndarray]) -> Tensor:
         """Tiles [N, size, size, 3] uint8, at most plan.tiles_per_batch in all -> rows of the
-        decoder."""
+        decoder, which are scratch."""
         assert self.encoder is not None, "only models with a tower are given pictures"
         count, on_cpu = sum(map(len, parts)), self.device.type == "cpu"
         host = torch.empty((count, *parts[0].shape[1:]), dtype=torch.uint8, pin_memory=not on_cpu)
         np.concatenate(parts, out=host.numpy())
-        rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
-        return rows.to(self.decoder.activation_dtype)
+        with self.scratch.use():
+            rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
+            return rows.to(self.decoder.activation_dtype)
 
 
 def available_bytes(device: torch.device) -> int:

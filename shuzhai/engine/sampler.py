@@ -16,6 +16,7 @@ from torch import Tensor
 from shuzhai.engine.request import TokenLogprob
 from shuzhai.engine.sequence import Sequence
 from shuzhai.engine.transfer import Fetch, to_device
+from shuzhai.engine.workspace import SAMPLE_ROWS
 from shuzhai.kernels.base import Kernels
 from shuzhai.step import DrawInput
 
@@ -51,19 +52,18 @@ class LogprobReport:
 class Sampled:
     """The tokens that a step samples, on the device: ids [B] int64."""
 
-    def __init__(self, ids: Tensor, wanted: Seq[int], report: LogprobReport | None) -> None:
-        """report: log-probabilities for the sequences of these indices, where there are any."""
+    def __init__(self, ids: Tensor, reports: Seq[tuple[Seq[int], LogprobReport]]) -> None:
+        """reports: log-probabilities for the sequences of these indices."""
         self.ids = ids
-        self._wanted = wanted
-        self._report = report
+        self._reports = reports
         self._fetch = Fetch(ids)
 
     def read(self) -> tuple[list[int], list[TokenLogprob | None]]:
         """Of each sequence, its token and, where asked for, log-probabilities; waits for them."""
         ids = self._fetch.read()[0].tolist()
         reports: list[TokenLogprob | None] = [None] * len(ids)
-        if self._report is not None:
-            for i, report in zip(self._wanted, self._report.read(), strict=True):
+        for wanted, given in self._reports:
+            for i, report in zip(wanted, given.read(), strict=True):
                 reports[i] = report
         return ids, reports
 
@@ -73,6 +73,24 @@ def sample(kernels: Kernels, logits: Tensor, sequences: Seq[Sequence]) -> Sample
 
     Overwrites logits. Log-probabilities, where asked for, are those of the unchanged logits.
     """
+    count, params = len(sequences), [s.request.params for s in sequences]
+    is_plain = all(p.temperature < _GREEDY_TEMPERATURE and p.logprobs is None for p in params)
+    size = count if is_plain else SAMPLE_ROWS
+    ids: list[Tensor] = []
+    reports: list[tuple[Seq[int], LogprobReport]] = []
+    for first in range(0, count, size):
+        some = slice(first, first + size)
+        drawn, wanted, report = _sample_some(kernels, logits[some], sequences[some])
+        ids.append(drawn)
+        if report is not None:
+            reports.append(([first + i for i in wanted], report))
+    return Sampled(ids[0] if len(ids) == 1 else torch.cat(ids), reports)
+
+
+def _sample_some(
+    kernels: Kernels, logits: Tensor, sequences: Seq[Sequence]
+) -> tuple[Tensor, list[int], LogprobReport | None]:
+    """Tokens, and log-probabilities for the sequences of these indices, if any want them."""
     wanted = [i for i, s in enumerate(sequences) if s.request.params.logprobs is not None]
     logprobs = _rows(logits, wanted).log_softmax(-1) if wanted else None
     for row, sequence in enumerate(sequences):
@@ -92,7 +110,7 @@ def sample(kernels: Kernels, logits: Tensor, sequences: Seq[Sequence]) -> Sample
     if logprobs is not None:
         counts = [sequences[i].request.params.logprobs or 0 for i in wanted]
         report = LogprobReport(logprobs, _rows(ids, wanted), counts)
-    return Sampled(ids, wanted, report)
+    return ids, wanted, report
 
 
 def _adjust(row: Tensor, sequence: Sequence) -> None:

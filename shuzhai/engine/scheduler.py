@@ -38,7 +38,10 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         enable_prefix_caching: bool = True,
+        decode_places: Seq[int] = (),
     ) -> None:
+        """decode_places: that full steps can have for sequences of one token, in order; those that
+        stay empty are of max_num_batched_tokens, too."""
         assert max_model_len <= pool.num_blocks * pool.block_size, "any one sequence must fit"
         self.pool = pool
         self.pictures = pictures
@@ -53,6 +56,7 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
         self._enable_prefix_caching = enable_prefix_caching
+        self._decode_places = decode_places
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -101,6 +105,7 @@ class Scheduler:
         budget, batch, i = self._max_num_batched_tokens, [], 0
         block_size, max_model_len = self.pool.block_size, self._max_model_len
         self._resting = None
+        budget -= self._num_empty_places()
         while i < len(self.running) and budget > 0:
             sequence = self.running[i]
             if sequence is self._resting:
@@ -126,6 +131,13 @@ class Scheduler:
             i += 1
         return batch
 
+    def _num_empty_places(self) -> int:
+        """Of those for sequences of one token, were the next step a full one."""
+        if not self._decode_places:
+            return 0
+        count = sum(len(s.token_ids) - s.num_computed_tokens == 1 for s in self.running)
+        return next((n - count for n in self._decode_places if n >= count), 0)
+
     def _make_room(self, sequence: Sequence, end: int) -> bool:
         """Preempt the last that run until there are blocks up to `end`; whether there are now.
 
@@ -149,7 +161,8 @@ class Scheduler:
         """
         if not self.waiting or self._resting is not None:
             return
-        budget = self._max_num_batched_tokens - sum(s.end - s.start for s in batch)
+        budget = self._max_num_batched_tokens - self._num_empty_places()
+        budget -= sum(e.end - e.start for e in batch)
         steps = (batch, *self._started)
         in_flight = {h for step in steps for e in step for h in self._hashes_in_flight(e)}
         in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}

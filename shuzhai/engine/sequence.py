@@ -88,12 +88,13 @@ class Sequence:
         index = len(self.token_ids) - self.num_pending
         self.token_ids[index] = token_id
         self.num_pending -= 1
-        self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if self.adjusts_logits:
+            self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
         enough = index - self.num_prompt_tokens + 1 >= self.request.params.min_tokens
         if enough and token_id in self.request.stop_ids:
             return FinishReason.STOP
-        limit = min(self.max_length, max_model_len)
-        return FinishReason.LENGTH if index + 1 >= limit else None
+        is_full = index + 1 >= self.max_length or index + 1 >= max_model_len
+        return FinishReason.LENGTH if is_full else None
 
     def hashes(self, block_size: int, count: int) -> list[bytes]:
         """Hashes of the first `count` blocks at least, which must be full of known tokens. Equal

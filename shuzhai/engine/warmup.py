@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shuzhai.engine.memory import MemoryPlan
+from shuzhai.engine.workspace import SAMPLE_ROWS
 from shuzhai.kernels.base import Kernels
 from shuzhai.models.decoder import Decoder
 from shuzhai.step import DrawInput, KVPages, StepInput
@@ -65,21 +66,28 @@ def run_largest(
             hidden = decoder(prefill_step(count, page_size, device), kv)
     for count in (plan.max_num_seqs, *(n for n in _FEW if n < plan.max_num_seqs)):
         logits = decoder.logits(hidden.expand(count, -1).contiguous())
-        rows = torch.arange(count, device=device)
-        logprobs = logits[rows].log_softmax(-1)
-        kernels.draw(logits[rows], draw_input(count, device))
         kernels.argmax(logits)
+        some = min(count, SAMPLE_ROWS)
+        rows = torch.arange(some, device=device)
+        logprobs = logits[rows].log_softmax(-1)
+        kernels.draw(logits[rows], draw_input(some, device))
         del logits, logprobs
     torch.cuda.synchronize(device)
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """What tensors of this process take so far: those of other engines. What PyTorch keeps for
-    later beside them is not theirs alone: the next engine takes of it, too."""
+    """What other engines of this process have: their tensors, and their scratch memory whole. What
+    PyTorch keeps for later beside them is not theirs alone: the next engine takes of it, too."""
     if device.type != "cuda":
         return 0
     torch.cuda.empty_cache()
-    return torch.cuda.memory_allocated(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    scratch_bytes = sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
+    return torch.cuda.memory_allocated(device) + scratch_bytes
 
 
 def measure(run: Callable[[], None], device: torch.device, context_bytes: int) -> int:

@@ -22,6 +22,12 @@ _MOST_GRAPH_SEQS = 512
 _MIXED_SEQS = (1, 16, 64)
 _MIXED_CHUNKS = 32
 _MIXED_TOKENS = (64, 256, 512, 1024)
+# Those that are as full as a step may be, which many prompts at once bring.
+_FULL_SEQS = (16, 64, 256)
+_FULL_CHUNKS = 64
+# Sequences that draw, or want log-probabilities, at a time: each row of a real vocabulary is copied
+# three times, 370 kB each.
+SAMPLE_ROWS = 128
 # Tensors are rounded up to 2 MiB, and those of steps of many sizes leave holes.
 _MARGIN_BYTES = 96 * 2**20
 _MARGIN_WEIGHT_SHARE = 64
@@ -53,9 +59,10 @@ class ElementSizes:
 class Workspace:
     """What is taken beside weights, pictures and KV cache, in bytes. The last four: on a GPU only.
 
-    activation_bytes  the widest layer of a full step
-    sampler_bytes     logits for every sequence of a step, and their copies
-    graph_bytes       of num_graphs recorded decode steps, and of the tensors that they share
+    activation_bytes  the widest layer of a full step, recorded or not
+    sampler_bytes     logits for every sequence of a step, and copies of some: on a GPU, what they
+                      take beyond the activations, whose place they take
+    graph_bytes       of num_graphs recorded steps, without their tensors
     """
 
     activation_bytes: int
@@ -105,7 +112,24 @@ def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[GraphSiz
     for num_tokens in _MIXED_TOKENS:
         if num_tokens <= max_num_batched_tokens:
             sizes += [GraphSize(n, min(_MIXED_CHUNKS, most), num_tokens) for n in mixed]
+    for n in full_step_seqs(max_num_seqs, max_num_batched_tokens):
+        sizes.append(GraphSize(n, min(_FULL_CHUNKS, most), max_num_batched_tokens - n))
     return sizes
+
+
+def full_step_seqs(max_num_seqs: int, max_num_batched_tokens: int) -> list[int]:
+    """Places for sequences of one token in the recorded steps that are full: chunks of prompts have
+    what they leave of max_num_batched_tokens."""
+    most = min(max_num_seqs, _MOST_GRAPH_SEQS)
+    if max_num_batched_tokens < 2 * _MIXED_TOKENS[-1] + most:
+        return []
+    return [*(n for n in _FULL_SEQS if n < most), most]
+
+
+def is_worth_its_places(size: GraphSize, num_tokens: int) -> bool:
+    """A recorded step is faster than launches one by one for so many tokens of chunks: not where an
+    eighth of a large one would stay empty."""
+    return size.num_tokens <= _MIXED_TOKENS[-1] or 8 * num_tokens >= 7 * size.num_tokens
 
 
 def workspace_of(model: DecoderConfig, config: EngineConfig, sizes: ElementSizes) -> Workspace:
@@ -114,23 +138,21 @@ def workspace_of(model: DecoderConfig, config: EngineConfig, sizes: ElementSizes
     assert num_seqs is not None, "the config is resolved"
     assert num_tokens is not None, "the config is resolved"
     logit_rows = min(num_seqs, num_tokens)
-    logits_copies = 4  # as they come, adjusted, probabilities, and their running sum
-    logits = logit_rows * model.vocab_size * 4 * logits_copies
+    copies = 3 * min(logit_rows, SAMPLE_ROWS)  # adjusted, probabilities, and their running sum
+    logits = (logit_rows + copies) * model.vocab_size * 4
     if not sizes.is_gpu:
         widest = 3 * model.intermediate_size + 4 * model.hidden_size
         return Workspace(num_tokens * widest * sizes.activation_bytes, logits)
-    token_bytes = _layer_elements(model) * sizes.activation_bytes
-    activations = num_tokens * token_bytes
-    head_bytes = model.vocab_size * sizes.activation_bytes  # a row of logits before it is float32
     graphs = graph_sizes(num_seqs, num_tokens)
-    widest = max(size.num_seqs + size.num_tokens for size in graphs)
+    widest = max(num_tokens, *(size.num_seqs + size.num_tokens for size in graphs))
+    activations = widest * _layer_elements(model) * sizes.activation_bytes
     margin = sizes.weight_bytes // _MARGIN_WEIGHT_SHARE + activations // _MARGIN_ACTIVATION_SHARE
     return Workspace(
         activation_bytes=activations,
-        sampler_bytes=logits + logit_rows * head_bytes,
+        sampler_bytes=max(0, logits - activations),
         library_bytes=_LIBRARY_BYTES,
         num_graphs=len(graphs),
-        graph_bytes=len(graphs) * _GRAPH_BYTES + widest * token_bytes,
+        graph_bytes=len(graphs) * _GRAPH_BYTES,
         context_bytes=sizes.context_bytes,
         margin_bytes=_MARGIN_BYTES + margin,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
 from shuzhai.engine import runner
 from shuzhai.engine.graphs import fits, padded
 from shuzhai.engine.request import Request
 from shuzhai.engine.runner import Runner
-from shuzhai.engine.workspace import GraphSize, graph_sizes
+from shuzhai.engine.workspace import GraphSize, full_step_seqs, graph_sizes
 from shuzhai.kernels.base import Kernels
 from shuzhai.step import StepInput
 from tests.parity.test_internlm2 import GREEDY, OWN_REFERENCE, load, run
@@ -52,3 +53,23 @@ def test_recorded_sizes(most: int) -> None:
     assert {s.num_seqs for s in sizes if not s.num_tokens} >= {1, min(most, 512)}
     assert all(s.num_seqs <= most for s in sizes)
     assert all(not s.num_tokens for s in graph_sizes(most, 63))
+
+
+@pytest.mark.parametrize(("most", "places"), [(256, [16, 64, 256]), (1000, [16, 64, 256, 512])])
+def test_full_steps_are_recorded(most: int, places: list[int]) -> None:
+    """As the scheduler fills them, whatever is left of a budget; no step that is half empty."""
+    assert full_step_seqs(most, 4096) == places
+    sizes = graph_sizes(most, 4096)
+    for n in places:
+        full = chunk_step(n, [4096 - n])
+        (size,) = [s for s in sizes if fits(full, s)]
+        assert size.num_seqs + size.num_tokens == 4096
+        assert not any(fits(chunk_step(n, [2048]), s) for s in sizes)
+    assert full_step_seqs(most, 1024) == []
+
+
+def chunk_step(num_decodes: int, chunks: list[int]) -> StepInput:
+    """As far as it matters for what it fits."""
+    num_tokens, num_seqs = num_decodes + sum(chunks), num_decodes + len(chunks)
+    tokens, seqs = torch.zeros(num_tokens), torch.zeros(num_seqs)
+    return StepInput(tokens, tokens, tokens, seqs, seqs, seqs, seqs, num_decodes, max(chunks))

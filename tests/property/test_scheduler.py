@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,8 +148,8 @@ def workloads(draw: st.DrawFn) -> tuple[int, int, int, int, bool, list[Plan]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(workloads(), st.booleans())
-def test_batched_equals_alone_and_no_block_is_lost(workload, ahead) -> None:
+@given(workloads(), st.booleans(), st.sampled_from([(), (1, 3, 6)]))
+def test_batched_equals_alone_and_no_block_is_lost(workload, ahead, places) -> None:
     """ahead: each step is started before the one before it has been read."""
     block_size, num_blocks, max_num_seqs, budget, caching, plans = workload
     pool, pictures = BlockPool(num_blocks, block_size), PicturePool(PICTURE_ROWS)
@@ -159,6 +160,7 @@ def test_batched_equals_alone_and_no_block_is_lost(workload, ahead) -> None:
         max_num_batched_tokens=budget,
         max_model_len=num_blocks * block_size,
         enable_prefix_caching=caching,
+        decode_places=[n for n in places if 2 * n <= budget],
     )
     device = ToyDevice(block_size)
     sequences = {plan.request.id: Sequence(plan.request) for plan in plans}
@@ -235,6 +237,29 @@ def test_equal_prompts_in_one_step_are_computed_once() -> None:
     scheduler.begin(batch)
     assert scheduler.update(batch, [7]) == [FinishReason.LENGTH]
     assert second.num_cached_tokens == 12
+
+
+@pytest.mark.parametrize(("num_chats", "chunk"), [(0, 92), (3, 92), (8, 92), (9, 80), (33, 67)])
+def test_a_full_step_leaves_room_for_empty_places(num_chats: int, chunk: int) -> None:
+    scheduler = Scheduler(
+        BlockPool(200, 4),
+        PicturePool(0),
+        max_num_seqs=64,
+        max_num_batched_tokens=100,
+        max_model_len=400,
+        decode_places=[8, 20],
+    )
+    for i in range(num_chats):
+        scheduler.add(Sequence(Request(f"{i}", (i,), SamplingParams(max_tokens=9))))
+    run(scheduler, [1] * num_chats)
+    long = Sequence(Request("long", tuple(range(300)), SamplingParams(max_tokens=1)))
+    scheduler.add(long)
+    for first in (0, chunk):
+        batch = scheduler.schedule()
+        assert [(e.start, e.end) for e in batch if e.sequence is long] == [(first, first + chunk)]
+        assert len(batch) == num_chats + 1
+        scheduler.begin(batch)
+        scheduler.update(batch, [1 if e.sequence is not long else None for e in batch])
 
 
 def run(scheduler: Scheduler, tokens: list[int]) -> None:

@@ -88,7 +88,7 @@ def choose_tile(
         return Tile(max(16, rows), 64 if head_dim <= 128 else 32, 4, 3)
     if not is_small:
         return Tile(max(8, rows), 32, 4, 2)
-    return Tile(max(8, rows), 32, 1, 2 if bits == 4 else 1)
+    return Tile(max(8, rows), 32, 1, 3 if bits == 4 else 1)
 
 
 @triton.jit
