@@ -153,12 +153,19 @@ class PagedAttention:
         sin: Tensor,
         pages: KVPages,
         step: StepInput,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[T, n] -> [T, n] and x + residual; writes the step's keys and values into the pages."""
+        """[T, n] -> [T, n] and x + residual; writes the step's keys and values into the pages.
+
+        rows [R]: those to go on with, none of them a picture's; None: all
+        """
         qkv, residual = self._qkv.after(self._norm, x, residual, step.image_rows)
         heads = qkv.view(x.shape[0], -1, self._head_dim)  # [T, H + 2K, D]
         attended = self._kernels.attend(heads, cos, sin, pages, step, self._head_dim**-0.5)
-        return self._out(attended.flatten(1), step.image_rows), residual
+        attended = attended.flatten(1)
+        if rows is not None:
+            return self._out(attended[rows]), residual[rows]
+        return self._out(attended, step.image_rows), residual
 
 
 class GatedFeedForward:

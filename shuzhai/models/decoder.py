@@ -100,10 +100,12 @@ class _Layer:
         sin: Tensor,
         pages: KVPages,
         step: StepInput,
+        rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(x, residual) [T, n] -> the same pair one block later; their sum is the hidden state."""
-        x, residual = self._attention(x, residual, cos, sin, pages, step)
-        return self._feed_forward(x, residual, step.image_rows)
+        """(x, residual) [T, n] -> the same pair one block later, of these rows (None: of all);
+        their sum is the hidden state."""
+        x, residual = self._attention(x, residual, cos, sin, pages, step, rows)
+        return self._feed_forward(x, residual, step.image_rows if rows is None else None)
 
 
 class Decoder:
@@ -131,10 +133,14 @@ class Decoder:
             x[step.image_rows] = step.image_states.to(x.dtype)
         cos, sin = self._rotary(step)
         residual: Tensor | None = None
+        # What the last block makes of other rows than these, nobody reads.
+        is_whole = len(step.logit_rows) == len(x)
+        wanted = None if is_whole or step.image_rows is not None else step.logit_rows
         for layer, pages in zip(self._layers, kv, strict=True):
-            x, residual = layer(x, residual, cos, sin, pages, step)
+            rows = wanted if layer is self._layers[-1] else None
+            x, residual = layer(x, residual, cos, sin, pages, step, rows)
         assert residual is not None, "a decoder has at least one layer"
-        if len(step.logit_rows) < len(x):
+        if wanted is None and not is_whole:
             x, residual = x[step.logit_rows], residual[step.logit_rows]
         return self._norm(x, residual)[0]
 
