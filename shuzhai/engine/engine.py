@@ -238,13 +238,11 @@ class Engine:
         places = {} if before is None else before.places
         batch = self._batches.build(scheduled, places, self._runner.last_ids)
         sequences = [scheduled[i].sequence for i, _ in batch.sample_rows]
-        with self._runner.scratch.use():
-            hidden = self._runner.run(batch.step)
-            prompts = {
-                rows.entry: self._prompt_output(scheduled, rows, hidden)
-                for rows in batch.prompt_rows
-            }
-            sampled = self._sample(batch, sequences, hidden)
+        hidden = self._runner.run(batch.step)
+        prompts = {
+            rows.entry: self._prompt_output(scheduled, rows, hidden) for rows in batch.prompt_rows
+        }
+        sampled = self._sample(batch, sequences, hidden)
         self._scheduler.begin(scheduled)
         places = {sequence: i for i, sequence in enumerate(sequences)}
         entries = [i for i, _ in batch.sample_rows]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shuzhai.engine.scratch import Scratch
 from shuzhai.engine.transfer import Packing
 from shuzhai.engine.workspace import GraphSize, is_worth_its_places
 from shuzhai.models.decoder import Decoder
@@ -96,15 +95,12 @@ class _Graph:
         self._step = replace(empty, block_tables=tables, last_ids=last_ids, **moved)
         self._fill(empty)
 
-    def capture(self, run: Callable[[StepInput], Tensor], scratch: Scratch) -> None:
-        assert scratch.pool is not None, "of a GPU"
-        with scratch.use():
-            run(self._step)  # compiles what is not compiled yet, which a capture must not
+    def capture(self, run: Callable[[StepInput], Tensor], pool: tuple[int, int]) -> None:
+        run(self._step)  # compiles what is not compiled yet, which a capture must not
         torch.cuda.synchronize()
         # Other engines may go on in their threads.
-        with torch.cuda.graph(self._graph, pool=scratch.pool.id, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._hidden = run(self._step)
-        self._pool = scratch.pool  # the last attribute: see Scratch
 
     def replay(self, step: StepInput) -> Tensor:
         """Hidden states of the logit rows of a padded step, until the next replay."""
@@ -141,10 +137,9 @@ class StepGraphs:
         sizes: Iterable[GraphSize],
         num_pages: int,
         last_ids: Tensor,
-        scratch: Scratch,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Captures them, the largest first: all share the scratch memory. num_pages: of a table.
+        """Captures them, the largest first: all share one pool of memory. num_pages: of a table.
 
         progress is called with the share that is done, 0 to 1.
         """
@@ -152,10 +147,10 @@ class StepGraphs:
         places = max(size.num_seqs + size.num_chunks for size in ordered)
         self._tables = torch.zeros((places, num_pages), dtype=torch.int32, device=last_ids.device)
         self._known_tables = torch.zeros((0, 0), dtype=torch.int32)
-        # What they are told lies outside of the scratch memory, and before the first is captured.
+        pool = torch.cuda.graph_pool_handle()
         self._graphs = [_Graph(size, self._tables, last_ids) for size in ordered]
         for i, graph in enumerate(reversed(self._graphs), 1):
-            graph.capture(lambda step: decoder(step, kv), scratch)
+            graph.capture(lambda step: decoder(step, kv), pool)
             if progress is not None:
                 progress(i / len(ordered))
 

@@ -17,7 +17,6 @@ from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
-from shuzhai.engine.scratch import Scratch
 from shuzhai.engine.transfer import pack_to_device
 from shuzhai.engine.warmup import HOLES_BYTES, allocated_bytes, measure, run_largest
 from shuzhai.engine.workspace import (
@@ -59,7 +58,6 @@ class Runner:
     """A model with its cache, ready to run steps. encoder: None for a model that reads text only.
 
     last_ids  [max_num_seqs] int64 on the device: the engine writes what a step sampled
-    scratch   of a step, in which the engine runs and samples it
     graphs    of steps of few tokens and of full ones, on a GPU
     """
 
@@ -72,7 +70,6 @@ class Runner:
     device: torch.device
     dtype: torch.dtype
     last_ids: Tensor
-    scratch: Scratch
     graphs: StepGraphs | None = None
 
     @classmethod
@@ -138,8 +135,7 @@ class Runner:
                 model.decoder, num_blocks, plan.block_size, dtype, device, config.kv_bits
             )
 
-        scratch = Scratch(device)
-        runner = cls(model, decoder, encoder, kernels, [], plan, device, dtype, last_ids, scratch)
+        runner = cls(model, decoder, encoder, kernels, [], plan, device, dtype, last_ids)
         if device.type == "cpu":
             return replace(runner, kv=allocate(plan.num_blocks))
         with runner.current():
@@ -153,7 +149,7 @@ class Runner:
     def _measure(self, allocate: Callable[[int], list[KVPages]], context_bytes: int) -> int:
         """What the largest steps take beside the KV cache, in bytes, weights included."""
         plan = self.plan
-        tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
+        tokens = min(plan.max_num_batched_tokens, plan.num_tokens)
         num_blocks = -(-tokens // plan.block_size)
         peak = measure(lambda: self._run_largest(allocate(num_blocks)), self.device, context_bytes)
         # Rows of pictures are taken as they come, and steps of many sizes leave holes.
@@ -162,8 +158,7 @@ class Runner:
 
     def _run_largest(self, kv: list[KVPages]) -> None:
         """The largest step of each kind, over pages that hold nothing yet."""
-        with self.scratch.use():
-            run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
+        run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
         if self.model.vision is not None:
             side = self.model.vision.image_size
             self.encode([np.zeros((self.plan.tiles_per_batch, side, side, 3), np.uint8)])
@@ -174,9 +169,7 @@ class Runner:
             return self
         num_pages = -(-self.plan.max_model_len // self.plan.block_size)
         sizes = graph_sizes(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
-        graphs = StepGraphs(
-            self.decoder, self.kv, sizes, num_pages, self.last_ids, self.scratch, progress
-        )
+        graphs = StepGraphs(self.decoder, self.kv, sizes, num_pages, self.last_ids, progress)
         return replace(self, graphs=graphs)
 
     def current(self) -> AbstractContextManager[object]:
@@ -218,14 +211,13 @@ class Runner:
 
     def encode(self, parts: Sequence[np.ndarray]) -> Tensor:
         """Tiles [N, size, size, 3] uint8, at most plan.tiles_per_batch in all -> rows of the
-        decoder, which are scratch."""
+        decoder."""
         assert self.encoder is not None, "only models with a tower are given pictures"
         count, on_cpu = sum(map(len, parts)), self.device.type == "cpu"
         host = torch.empty((count, *parts[0].shape[1:]), dtype=torch.uint8, pin_memory=not on_cpu)
         np.concatenate(parts, out=host.numpy())
-        with self.scratch.use():
-            rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
-            return rows.to(self.decoder.activation_dtype)
+        rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
+        return rows.to(self.decoder.activation_dtype)
 
 
 def available_bytes(device: torch.device) -> int:

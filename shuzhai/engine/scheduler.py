@@ -103,7 +103,7 @@ class Scheduler:
 
     def _schedule_running(self) -> list[Scheduled] | None:
         budget, batch, i = self._max_num_batched_tokens, [], 0
-        block_size, max_model_len = self.pool.block_size, self._max_model_len
+        block_size = self.pool.block_size
         self._resting = None
         budget -= self._num_empty_places()
         while i < len(self.running) and budget > 0:
@@ -114,8 +114,8 @@ class Scheduler:
             if sequence.num_pending:
                 if sequence.needs_history:
                     return None
-                if num_tokens >= sequence.max_length or num_tokens >= max_model_len:
-                    i += 1  # its last token is pending
+                if self._is_at_its_end(sequence):
+                    i += 1
                     continue
             end = min(num_tokens, start + budget)
             if start < sequence.images_end:
@@ -131,11 +131,25 @@ class Scheduler:
             i += 1
         return batch
 
+    def _is_at_its_end(self, sequence: Sequence) -> bool:
+        """The last token that it may have is pending."""
+        count = len(sequence.token_ids)
+        is_full = count >= sequence.max_length or count >= self._max_model_len
+        return is_full and sequence.num_pending > 0
+
     def _num_empty_places(self) -> int:
-        """Of those for sequences of one token, were the next step a full one."""
-        if not self._decode_places:
+        """Of those for sequences of one token, were the next step a full one, as it may be where
+        somebody waits or the last that runs reads its prompt."""
+        if not (self._decode_places and (self.waiting or self.running)):
             return 0
-        count = sum(len(s.token_ids) - s.num_computed_tokens == 1 for s in self.running)
+        if not self.waiting:
+            last = self.running[-1]
+            if len(last.token_ids) - last.num_computed_tokens <= 1:
+                return 0
+        count = sum(
+            len(s.token_ids) - s.num_computed_tokens == 1 and not self._is_at_its_end(s)
+            for s in self.running
+        )
         return next((n - count for n in self._decode_places if n >= count), 0)
 
     def _make_room(self, sequence: Sequence, end: int) -> bool:
@@ -216,11 +230,12 @@ class Scheduler:
 
     def _hashes_in_flight(self, entry: Scheduled) -> list[bytes]:
         """Hashes of the blocks that will be full after this step."""
-        size = self.pool.block_size
-        if not self._enable_prefix_caching or entry.start // size == entry.end // size:
+        size, sequence = self.pool.block_size, entry.sequence
+        num_known = len(sequence.token_ids) - sequence.num_pending
+        first, last = entry.start // size, min(entry.end, num_known) // size
+        if not self._enable_prefix_caching or first >= last:
             return []
-        last = entry.end // size
-        return entry.sequence.hashes(size, last)[entry.start // size : last]
+        return sequence.hashes(size, last)[first:last]
 
     def _promised_blocks(self, sequence: Sequence) -> int:
         """What the prompt of a sequence that runs does not have yet, but will need."""

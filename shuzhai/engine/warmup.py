@@ -53,12 +53,12 @@ def draw_input(num_rows: int, device: torch.device) -> DrawInput:
 def run_largest(
     decoder: Decoder, kernels: Kernels, kv: list[KVPages], plan: MemoryPlan, device: torch.device
 ) -> None:
-    """The longest prompt of a step; draws and log-probabilities of as many sequences as can run.
+    """A step's most tokens; draws and log-probabilities of as many sequences as can run.
 
     The largest first: PyTorch keeps what was freed and gives parts of it to smaller steps, whereas
     steps that grow little by little would each take new memory.
     """
-    num_tokens = min(plan.max_num_batched_tokens, plan.max_model_len)
+    num_tokens = min(plan.max_num_batched_tokens, plan.num_tokens)
     page_size = plan.block_size
     # Sizes on both sides of where kernels change, so that none is compiled in a user's request.
     for count in sorted({*_FEW, 200, num_tokens}, reverse=True):
@@ -76,18 +76,19 @@ def run_largest(
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """What other engines of this process have: their tensors, and their scratch memory whole. What
-    PyTorch keeps for later beside them is not theirs alone: the next engine takes of it, too."""
+    """What other engines of this process have: their tensors, and those of their recorded steps.
+    What PyTorch keeps for later beside them is not theirs alone: the next engine takes of it, too.
+    """
     if device.type != "cuda":
         return 0
     torch.cuda.empty_cache()
     index = torch.cuda.current_device() if device.index is None else device.index
-    scratch_bytes = sum(
+    recorded_bytes = sum(
         segment["total_size"] - segment["allocated_size"]
         for segment in torch.cuda.memory_snapshot()
         if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
     )
-    return torch.cuda.memory_allocated(device) + scratch_bytes
+    return torch.cuda.memory_allocated(device) + recorded_bytes
 
 
 def measure(run: Callable[[], None], device: torch.device, context_bytes: int) -> int:

@@ -59,10 +59,10 @@ class ElementSizes:
 class Workspace:
     """What is taken beside weights, pictures and KV cache, in bytes. The last four: on a GPU only.
 
-    activation_bytes  the widest layer of a full step, recorded or not
+    activation_bytes  the widest layer of a full step
     sampler_bytes     logits for every sequence of a step, and copies of some: on a GPU, what they
                       take beyond the activations, whose place they take
-    graph_bytes       of num_graphs recorded steps, without their tensors
+    graph_bytes       of num_graphs recorded steps, with the memory that they share
     """
 
     activation_bytes: int
@@ -144,15 +144,19 @@ def workspace_of(model: DecoderConfig, config: EngineConfig, sizes: ElementSizes
         widest = 3 * model.intermediate_size + 4 * model.hidden_size
         return Workspace(num_tokens * widest * sizes.activation_bytes, logits)
     graphs = graph_sizes(num_seqs, num_tokens)
-    widest = max(num_tokens, *(size.num_seqs + size.num_tokens for size in graphs))
-    activations = widest * _layer_elements(model) * sizes.activation_bytes
+    token_bytes = _layer_elements(model) * sizes.activation_bytes
+    activations = num_tokens * token_bytes
+    recorded = max(size.num_seqs + size.num_tokens for size in graphs) * token_bytes
+    # What each hands on.
+    rows = sum(size.num_seqs + size.num_chunks for size in graphs)
+    recorded += rows * model.hidden_size * sizes.activation_bytes
     margin = sizes.weight_bytes // _MARGIN_WEIGHT_SHARE + activations // _MARGIN_ACTIVATION_SHARE
     return Workspace(
         activation_bytes=activations,
         sampler_bytes=max(0, logits - activations),
         library_bytes=_LIBRARY_BYTES,
         num_graphs=len(graphs),
-        graph_bytes=len(graphs) * _GRAPH_BYTES,
+        graph_bytes=len(graphs) * _GRAPH_BYTES + recorded,
         context_bytes=sizes.context_bytes,
         margin_bytes=_MARGIN_BYTES + margin,
     )

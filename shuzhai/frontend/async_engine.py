@@ -93,6 +93,7 @@ class AsyncEngine:
             load_progress=load_progress,
         )
         # A full collection walks through all modules, and all requests wait for it: 0.1 s.
+        gc.collect()
         gc.freeze()
         return cls(loaded.engine, loaded.processor, loaded.name)
 

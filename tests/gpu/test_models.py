@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from shuzhai.checkpoint import read_checkpoint_config
 from shuzhai.config import EngineConfig
-from shuzhai.engine.engine import Engine
+from shuzhai.engine.engine import Engine, release_memory
+from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.request import Request, SamplingParams
+from shuzhai.step import StepInput
 from tests.parity.test_internlm2 import GREEDY, run
 from tests.parity.test_internlm2 import load as load_on_cpu
 from tests.parity.test_vision import request_of
@@ -134,6 +137,47 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, eager = answers
     for a, b in zip(recorded, eager, strict=True):
         assert {k: v[0] for k, v in a.items()} == {k: v[0] for k, v in b.items()}
+
+
+def test_full_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of several steps, in company: the same tokens with graphs and without."""
+    folder, budget, found = OWN / "internlm2", 2100, []
+    full: list[int] = []
+    run_recorded = StepGraphs.run
+
+    def count(self: StepGraphs, step: StepInput) -> torch.Tensor | None:
+        hidden = run_recorded(self, step)
+        full.extend([len(step.token_ids)] * (hidden is not None and len(step.token_ids) > 2000))
+        return hidden
+
+    for replaced in (count, lambda self, step: None):
+        monkeypatch.setattr(StepGraphs, "run", replaced)
+        engine = load(folder, "float32", max_num_batched_tokens=budget, num_blocks=1024)
+        rng = np.random.default_rng(1)
+        prompts = [rng.integers(3, 2000, n).tolist() for n in (20, 5000, 1500, 30, 1700, 2500)]
+        requests = [Request(str(i), tuple(ids), GREEDY) for i, ids in enumerate(prompts)]
+        found.append({name: result[0] for name, result in run(engine, requests).items()})
+    assert found[0] == found[1]
+    assert len(full) >= 3
+    assert all(n <= budget for n in full)
+
+
+def test_an_engine_gives_its_memory_back() -> None:
+    """Scratch memory and graphs, too, though it refers to itself: PyTorch ends the process where
+    a pool goes before its graphs."""
+    reference = Reference.read(OWN / "internlm2")
+    engine = load(reference.folder, "bfloat16")
+    run(engine, requests_of(reference, engine))
+    del engine
+    release_memory(collect=True)
+    before = torch.cuda.memory_reserved()
+    engine = load(reference.folder, "bfloat16")
+    run(engine, requests_of(reference, engine))
+    engine.cycle = [engine, engine._runner.scratch]
+    assert torch.cuda.memory_reserved() > before
+    del engine
+    release_memory(collect=True)
+    assert torch.cuda.memory_reserved() <= before
 
 
 def test_no_step_waits_for_the_device() -> None:

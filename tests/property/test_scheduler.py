@@ -44,8 +44,8 @@ def row_of(request: Request, digest: bytes, row: int) -> str:
 
 
 def toy_model(request: Request, seen: list[tuple]) -> int:
-    """The next token: a pure function of all that the last position attends to."""
-    return zlib.crc32(repr((request.cache_salt, seen)).encode()) % 6
+    """The next token: a pure function of all that the last position attends to, and of a seed."""
+    return zlib.crc32(repr((request.id, request.cache_salt, seen)).encode()) % 6
 
 
 def alone(request: Request) -> list[int]:
@@ -295,3 +295,38 @@ def test_a_copy_that_is_held_outlives_one_that_is_free() -> None:
     pool.publish(new, b"x")
     assert pool.lookup([b"x"]) == [new]
     pool.check()
+
+
+def test_the_next_turn_finds_the_answer_while_others_wait() -> None:
+    """Steps ahead: the token that fills a block is not known yet when its step is chosen."""
+    scheduler = Scheduler(
+        BlockPool(200, 4),
+        PicturePool(0),
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+        max_model_len=200,
+    )
+    chat, other, waiting = (
+        Sequence(Request(name, (i,) * 8, SamplingParams(max_tokens=count)))
+        for i, (name, count) in enumerate((("chat", 40), ("other", 60), ("waiting", 1)))
+    )
+    for sequence in (chat, other, waiting):
+        scheduler.add(sequence)
+    started: deque[list[Scheduled]] = deque()
+    while chat.status is not Status.FINISHED:
+        batch = scheduler.schedule()
+        scheduler.begin(batch)
+        if started:
+            before = started.popleft()
+            scheduler.update(before, [7] * len(before))
+        started.append(batch)
+        assert waiting.status is Status.WAITING or chat.status is Status.FINISHED
+    turn = Sequence(Request("turn", (*chat.token_ids, 5), SamplingParams(max_tokens=1)))
+    scheduler.add(turn)
+    while turn.num_cached_tokens is None:
+        batch = scheduler.schedule()
+        scheduler.begin(batch)
+        before = started.popleft()
+        scheduler.update(before, [7] * len(before))
+        started.append(batch)
+    assert turn.num_cached_tokens >= 44

@@ -190,6 +190,8 @@ def _check(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None, is_gated
     for name, tensor in (("x", x), ("weight", weight), ("out", out), ("bias", bias)):
         if tensor is not None and (not tensor.is_contiguous() or tensor.device != x.device):
             raise ValueError(f"{name} must be contiguous and on the device of x")
+    if weight.data_ptr() % 16:
+        raise ValueError("weight must begin at a multiple of 16 bytes")
 
 
 def run(
