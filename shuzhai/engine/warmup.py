@@ -86,7 +86,7 @@ def allocated_bytes(device: torch.device) -> int:
     recorded_bytes = sum(
         segment["total_size"] - segment["allocated_size"]
         for segment in torch.cuda.memory_snapshot()
-        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+        if segment.get("device", index) == index and tuple(segment["segment_pool_id"]) != (0, 0)
     )
     return torch.cuda.memory_allocated(device) + recorded_bytes
 
