@@ -102,10 +102,10 @@ class Scheduler:
         return [self._advance(entry, token) for entry, token in zip(batch, sampled, strict=True)]
 
     def _schedule_running(self) -> list[Scheduled] | None:
-        budget, batch, i = self._max_num_batched_tokens, [], 0
-        block_size = self.pool.block_size
+        budget = self._max_num_batched_tokens - self._num_empty_places()
+        batch: list[Scheduled] = []
+        block_size, i = self.pool.block_size, 0
         self._resting = None
-        budget -= self._num_empty_places()
         while i < len(self.running) and budget > 0:
             sequence = self.running[i]
             if sequence is self._resting:
