@@ -73,9 +73,10 @@ class Scheduler:
         """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures;
         None if the steps that were started must be read first."""
         self.pictures.begin_round()
-        batch = self._schedule_running()
+        budget = self._max_num_batched_tokens - self._num_empty_places()
+        batch = self._schedule_running(budget)
         if batch is not None:
-            self._admit(batch)
+            self._admit(batch, budget - sum(e.end - e.start for e in batch))
         return batch
 
     def begin(self, batch: Seq[Scheduled]) -> None:
@@ -101,8 +102,7 @@ class Scheduler:
         self._started.popleft()
         return [self._advance(entry, token) for entry, token in zip(batch, sampled, strict=True)]
 
-    def _schedule_running(self) -> list[Scheduled] | None:
-        budget = self._max_num_batched_tokens - self._num_empty_places()
+    def _schedule_running(self, budget: int) -> list[Scheduled] | None:
         batch: list[Scheduled] = []
         block_size, i = self.pool.block_size, 0
         self._resting = None
@@ -168,15 +168,13 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, batch: list[Scheduled]) -> None:
+    def _admit(self, batch: list[Scheduled], budget: int) -> None:
         """Start waiting sequences while budget, places and blocks for the whole of each last.
 
         One block for each that runs is left free: else they would preempt who has just come.
         """
         if not self.waiting or self._resting is not None:
             return
-        budget = self._max_num_batched_tokens - self._num_empty_places()
-        budget -= sum(e.end - e.start for e in batch)
         steps = (batch, *self._started)
         in_flight = {h for step in steps for e in step for h in self._hashes_in_flight(e)}
         in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}

@@ -313,20 +313,20 @@ def test_the_next_turn_finds_the_answer_while_others_wait() -> None:
     for sequence in (chat, other, waiting):
         scheduler.add(sequence)
     started: deque[list[Scheduled]] = deque()
-    while chat.status is not Status.FINISHED:
+
+    def step() -> None:
         batch = scheduler.schedule()
         scheduler.begin(batch)
         if started:
             before = started.popleft()
             scheduler.update(before, [7] * len(before))
         started.append(batch)
-        assert waiting.status is Status.WAITING or chat.status is Status.FINISHED
+
+    while chat.status is not Status.FINISHED:
+        assert waiting.status is Status.WAITING
+        step()
     turn = Sequence(Request("turn", (*chat.token_ids, 5), SamplingParams(max_tokens=1)))
     scheduler.add(turn)
     while turn.num_cached_tokens is None:
-        batch = scheduler.schedule()
-        scheduler.begin(batch)
-        before = started.popleft()
-        scheduler.update(before, [7] * len(before))
-        started.append(batch)
+        step()
     assert turn.num_cached_tokens >= 44
