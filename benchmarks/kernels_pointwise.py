@@ -96,6 +96,15 @@ def pointwise_cases() -> Iterator[Case]:
         lambda i: pointwise.layer_norm(xs[i % len(xs)], w, b, 1e-6),
         lambda i: F.layer_norm(xs[i % len(xs)], (1024,), w, b, 1e-6), calls,
     )  # fmt: skip
+    added, calls = rotated(lambda: noise(13325, 1024), 4 * size)
+    branch, s = noise(13325, 1024), noise(1024)
+    yield (
+        "add_layer_norm", "13325 x 1024", 4 * size,
+        lambda i: pointwise.add_layer_norm(added[i % len(added)], branch, s, w, b, 1e-6),
+        lambda i: F.layer_norm(
+            torch.addcmul(added[i % len(added)], branch, s), (1024,), w, b, 1e-6
+        ), calls,
+    )  # fmt: skip
     wide, calls = rotated(lambda: noise(13325, 4096), 8 * size)
     yield (
         "quick_gelu (torch: gelu)", "13325 x 4096", 8 * size,

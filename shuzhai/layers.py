@@ -32,6 +32,11 @@ class Linear:
         out = self._kernels.linear(x, self.weight, self.bias)
         return out if self._lora is None else self._lora(out, x, image_rows)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """[T, in] -> gelu(y) [T, out], of a layer without LoRA."""
+        assert self._lora is None, "a partial LoRA is added before the activation"
+        return self._kernels.linear_gelu(x, self.weight, self.bias)
+
     def is_plain(self, image_rows: Tensor | None) -> bool:
         """y = x W^T for these rows of pictures, with nothing to add."""
         return self.bias is None and (self._lora is None or image_rows is None)
@@ -79,7 +84,16 @@ class LayerNorm:
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[T, n] -> [T, n]"""
         return self._kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def after_adding(
+        self, x: Tensor, branch: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Of x + branch * scale, [T, n] and scale [n], where there are: (normalised, sum)."""
+        if branch is None:
+            return self(x), x
+        return self._kernels.add_layer_norm(x, branch, scale, self.weight, self.bias, self.eps)
 
 
 class RMSNorm:

@@ -88,9 +88,22 @@ class Kernels:
         normed = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
         return normed.to(x.dtype)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """x times the normal distribution's mass below it, exactly (arXiv:1606.08415)."""
-        return F.gelu(x)
+    def add_layer_norm(
+        self,
+        x: Tensor,
+        branch: Tensor,
+        scale: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """add_branch, then layer_norm: x, branch [T, n] -> (normed, sum), both [T, n]."""
+        total = add_branch(x, branch, scale)
+        return self.layer_norm(total, weight, bias, eps), total
+
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """linear, then x times the normal distribution's mass below it (arXiv:1606.08415)."""
+        return F.gelu(self.linear(x, weight, bias))
 
     def quick_gelu(self, x: Tensor) -> Tensor:
         """CLIP's: x sigmoid(1.702 x)."""
@@ -216,6 +229,13 @@ class Kernels:
         # Rounding may put the target at the very end, past the last token that has a chance.
         last = cumulative.shape[1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
         return torch.minimum(tokens, last)
+
+
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """x + branch [T, n], the branch times a number for each channel where there is scale [n]."""
+    if scale is None:
+        return x + branch
+    return torch.addcmul(x, branch, scale.to(x.dtype))
 
 
 def _keep_top_k(probs: Tensor, top_k: Tensor) -> None:

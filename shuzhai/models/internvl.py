@@ -67,7 +67,6 @@ class InternVLEncoder:
         self, config: VisionConfig, kernels: Kernels, weights: Mapping[str, Tensor]
     ) -> None:
         self._config = config
-        self._kernels = kernels
         self._vit = Vit(config, kernels, weights)
         self._norm = LayerNorm(
             kernels, weights["project_norm"], weights["project_norm_bias"], _PROJECTOR_EPS
@@ -78,7 +77,7 @@ class InternVLEncoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """[N, size, size, 3] uint8 -> [N * tokens_per_tile, hidden_size of the decoder]"""
         x = pixel_shuffle(self._vit(pixels), self._config.downsample).flatten(0, 1)
-        return self._project2(self._kernels.gelu(self._project1(self._norm(x))))
+        return self._project2(self._project1.gelu(self._norm(x)))
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

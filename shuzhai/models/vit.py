@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shuzhai.config import VisionConfig
-from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.base import Kernels, add_branch
 from shuzhai.layers import LayerNorm, Linear
 
 
@@ -59,7 +59,10 @@ def stretching(config: VisionConfig) -> Callable[[Tensor], Tensor]:
 
 
 class _Layer:
-    """One block: attention and a feed-forward, each behind its norm and, in InternViT, scaled."""
+    """One block: attention and a feed-forward, each behind its norm and, in InternViT, scaled.
+
+    An addition happens in the norm behind it, so that a block hands on what the next one adds.
+    """
 
     def __init__(
         self, config: VisionConfig, kernels: Kernels, weights: Mapping[str, Tensor], prefix: str
@@ -72,18 +75,24 @@ class _Layer:
             return LayerNorm(kernels, weights[prefix + name], bias, config.layer_norm_eps)
 
         self._kernels = kernels
-        self._activation = kernels.gelu if config.family == "internvl" else kernels.quick_gelu
+        self._is_internvl = config.family == "internvl"
         self._num_heads = config.num_heads
         self._norm1, self._norm2 = norm("norm1"), norm("norm2")
         self._qkv, self._out = linear("qkv"), linear("out")
         self._fc1, self._fc2 = linear("fc1"), linear("fc2")
         self._scale1, self._scale2 = weights.get(prefix + "scale1"), weights.get(prefix + "scale2")
 
-    def __call__(self, x: Tensor, num_tiles: int) -> Tensor:
-        """[N * S, n] -> [N * S, n], N tiles of S positions"""
-        x = _add(x, self._attention(self._norm1(x), num_tiles), self._scale1)
-        hidden = self._activation(self._fc1(self._norm2(x)))
-        return _add(x, self._fc2(hidden), self._scale2)
+    def __call__(
+        self, x: Tensor, branch: Tensor | None, scale: Tensor | None, num_tiles: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of x + branch * scale, [N * S, n] of N tiles of S positions: such a sum in its parts.
+
+        branch None: nothing to add; scale [n] None: as it is
+        """
+        normed, x = self._norm1.after_adding(x, branch, scale)
+        attended = self._attention(normed, num_tiles)
+        normed, x = self._norm2.after_adding(x, attended, self._scale1)
+        return x, self._feed_forward(normed), self._scale2
 
     def _attention(self, x: Tensor, num_tiles: int) -> Tensor:
         qkv = self._qkv(x).view(num_tiles, -1, 3, self._num_heads, x.shape[1] // self._num_heads)
@@ -91,11 +100,10 @@ class _Layer:
         attended = self._kernels.dense_attention(q, k, v, q.shape[-1] ** -0.5)
         return self._out(attended.reshape(x.shape))
 
-
-def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is None:
-        return x + branch
-    return torch.addcmul(x, branch, scale.to(x.dtype))
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self._is_internvl:
+            return self._fc2(self._fc1.gelu(x))
+        return self._fc2(self._kernels.quick_gelu(self._fc1(x)))
 
 
 class Vit:
@@ -133,8 +141,12 @@ class Vit:
         x = (x + self._positions.to(x.dtype)).flatten(0, 1)
         if self._pre_norm is not None:
             x = self._pre_norm(x)
+        branch: Tensor | None = None
+        scale: Tensor | None = None
         for layer in self._layers:
-            x = layer(x, num_tiles)
+            x, branch, scale = layer(x, branch, scale, num_tiles)
+        if branch is not None:
+            x = add_branch(x, branch, scale)
         return x.view(num_tiles, -1, x.shape[1])[:, 1:]
 
     def _patches(self, pixels: Tensor) -> Tensor:

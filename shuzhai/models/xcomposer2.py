@@ -130,7 +130,6 @@ class XComposer2Encoder:
     def __init__(
         self, config: VisionConfig, kernels: Kernels, weights: Mapping[str, Tensor]
     ) -> None:
-        self._kernels = kernels
         self._vit = Vit(config, kernels, weights)
         self._project1 = Linear(kernels, weights["project1"], weights["project1_bias"])
         self._project2 = Linear(kernels, weights["project2"], weights["project2_bias"])
@@ -138,4 +137,4 @@ class XComposer2Encoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """[N, size, size, 3] uint8 -> [N * tokens_per_tile, hidden_size of the decoder]"""
         x = self._vit(pixels).flatten(0, 1)
-        return self._project2(self._kernels.gelu(self._project1(x)))
+        return self._project2(self._project1.gelu(x))

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.cuda import CudaKernels
 from shuzhai.kernels.triton import pointwise
 from tests.gpu.conftest import is_interpreted
 
@@ -81,6 +82,64 @@ def test_layer_norm(device: torch.device, dtype: torch.dtype, tokens: int, width
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("width", [*WIDTHS, 1000])
+@pytest.mark.parametrize("with_scale", [False, True])
+def test_add_layer_norm(
+    device: torch.device, dtype: torch.dtype, tokens: int, width: int, with_scale: bool
+) -> None:
+    x, branch = noise(tokens, width, dtype=dtype) + 5, noise(width, tokens, dtype=dtype).t() * 3
+    weight, bias = noise(width, dtype=dtype), noise(width + 1, dtype=dtype)[1:].clone()
+    scale = noise(width + 2, dtype=dtype)[2:].clone() if with_scale else None
+    normed, total = pointwise.add_layer_norm(
+        x.to(device), branch.contiguous().to(device), None if scale is None else scale.to(device),
+        weight.to(device), bias.to(device), 1e-6,
+    )  # fmt: skip
+    if scale is None:
+        assert torch.equal(total.cpu(), x + branch)
+    else:
+        assert_near(total, x.double() + branch.double() * scale.double(), dtype)
+    # What is normalised is the sum as it was stored.
+    wide = total.cpu().double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    inverse = (centred.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    # A mean of 5 has lost 6e-7 in float32, which a scale of up to 3 and the weights multiply.
+    assert_near(normed, centred * inverse * weight.double() + bias.double(), dtype, atol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 7, 63, 1025])
+@pytest.mark.parametrize(("wide", "width"), [(1000, 192), (512, 1024), (7, 63)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_gelu(
+    device: torch.device, dtype: torch.dtype, tokens: int, wide: int, width: int, with_bias: bool
+) -> None:
+    kernels = CudaKernels(device)
+    x = noise(tokens, width, dtype=dtype) * 2
+    weight = (noise(wide, width) / width**0.5).to(dtype)
+    bias = noise(wide, dtype=dtype) if with_bias else None
+    hidden = kernels.linear_gelu(
+        x.to(device), weight.to(device), None if bias is None else bias.to(device)
+    )
+    expected = REFERENCE.linear_gelu(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    assert hidden.shape == (tokens, wide)
+    assert hidden.dtype == dtype
+    # Before the activation and after it a product may be rounded to its type: half a unit each,
+    # the first one times x gelu'(x) / gelu(x), 1.3 at most for x > 0, and below that x gelu'(x),
+    # 0.2 at most; twice that, for sums in parts. The approximation adds 4.8e-4, a fast tanh as
+    # much again, and 1024 products in float32 lose 2e-5.
+    unit = torch.finfo(dtype).eps
+    atol = 0.2 * unit + 2e-5
+    if with_bias and dtype != torch.float32:
+        atol += 9.6e-4
+        if wide % 8:  # the bias is added to a product that was rounded before: the library's habit
+            atol += 0.6 * unit * float((x.double() @ weight.double().T).abs().max())
+    torch.testing.assert_close(hidden.cpu().double(), expected, rtol=2.4 * unit, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_silu_mul(device: torch.device, dtype: torch.dtype, tokens: int, width: int) -> None:
     gate_up = noise(tokens, 2 * width, dtype=dtype) * 4
@@ -149,6 +208,11 @@ def test_wrong_operands_are_refused(device: torch.device) -> None:
         lambda: pointwise.rms_norm(x, weight, 1e-5, x.half()),
         lambda: pointwise.rms_norm(x.double(), weight, 1e-5),
         lambda: pointwise.layer_norm(x, weight, weight[:3], 1e-5),
+        lambda: pointwise.add_layer_norm(x, x.half(), None, weight, weight, 1e-5),
+        lambda: pointwise.add_layer_norm(x, x[:3], None, weight, weight, 1e-5),
+        lambda: pointwise.add_layer_norm(x, x, weight[:4], weight, weight, 1e-5),
+        lambda: pointwise.add_layer_norm(x, x, weight.long(), weight, weight, 1e-5),
+        lambda: pointwise.add_layer_norm(x, x.t().contiguous().t(), None, weight, weight, 1e-5),
         lambda: pointwise.silu_mul(x[:, :15].contiguous()),
         lambda: pointwise.quick_gelu(x.long()),
         lambda: pointwise.rotary_angles(x, weight),

@@ -117,6 +117,28 @@ def test_the_reference_norm_has_unit_root_mean_square() -> None:
     torch.testing.assert_close(normed, 2 * total / total.square().mean(-1, keepdim=True).sqrt())
 
 
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize("with_scale", [False, True])
+def test_layer_norm_of_a_sum(kernels: CpuKernels, tokens: int, with_scale: bool) -> None:
+    x, branch, weight, bias = noise(tokens, 63) + 5, noise(tokens, 63), noise(63), noise(63)
+    scale = noise(63) if with_scale else None
+    normed, total = kernels.add_layer_norm(x, branch, scale, weight, bias, 1e-6)
+    expected = x + (branch if scale is None else branch * scale)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(normed, kernels.layer_norm(total, weight, bias, 1e-6))
+    centred = expected - expected.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normed, centred / deviation * weight + bias, atol=3e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", SIZES)
+def test_linear_gelu(kernels: CpuKernels, tokens: int) -> None:
+    x, weight, bias = noise(tokens, 63), noise(130, 63) / 8, noise(130)
+    before = x.double() @ weight.double().t() + bias.double()
+    expected = before * (1 + torch.erf(before / 2**0.5)) / 2
+    torch.testing.assert_close(kernels.linear_gelu(x, weight, bias), expected.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tiles", "positions", "heads", "dim"), [(1, 1, 1, 64), (3, 65, 4, 16)])
 def test_dense_attention(

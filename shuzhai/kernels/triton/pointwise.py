@@ -77,26 +77,41 @@ def _rms_norm_kernel(
 @triton.jit
 def _layer_norm_kernel(
     x: tl.tensor,
+    branch: tl.tensor,
+    branch_scale: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
-    out: tl.tensor,
+    normed: tl.tensor,
+    total: tl.tensor,
     eps: tl.tensor,
     n: tl.constexpr,
     width: tl.constexpr,
+    has_branch: tl.constexpr,
+    has_scale: tl.constexpr,
     use_pdl: tl.constexpr,
 ) -> None:
-    """One row [n] a program."""
+    """One row [n] of each a program; total = x + branch * branch_scale [n], where there are."""
     col = tl.arange(0, width)
     place = tl.program_id(0).to(tl.int64) * n + col
     inside = col < n
     scale = tl.load(weight + col, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
+    if has_scale:
+        channel = tl.load(branch_scale + col, mask=inside, other=0.0).to(tl.float32)
     enter(use_pdl)
-    wide = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + place, mask=inside, other=0.0)
+    if has_branch:
+        other = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
+        if has_scale:
+            other = other * channel
+        # The sum is rounded before it is normalised, as it is where it goes on.
+        value = (value.to(tl.float32) + other).to(x.dtype.element_ty)
+        tl.store(total + place, value, mask=inside)
+    wide = value.to(tl.float32)
     centred = tl.where(inside, wide - tl.sum(wide, axis=0) * (1.0 / n), 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, axis=0) * (1.0 / n) + eps)
-    value = centred * inverse * scale + shift
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+    result = centred * inverse * scale + shift
+    tl.store(normed + place, result.to(normed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -226,15 +241,19 @@ def _check_rows(x: Tensor, *vectors: Tensor) -> None:
             raise ValueError(f"{list(vector.shape)} is not for rows of {x.shape[1]}")
 
 
+def _check_addend(x: Tensor, addend: Tensor) -> None:
+    _check(x, addend)
+    if addend.shape != x.shape or addend.dtype != x.dtype:
+        raise ValueError(f"{list(addend.shape)}, {addend.dtype}, to add to x is not like x")
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Kernels.rms_norm: x, residual [T, n] -> (normed, x + residual), n up to MAX_NORM_WIDTH."""
     _check_rows(x, weight)
     if residual is not None:
-        _check(x, residual)
-        if residual.shape != x.shape or residual.dtype != x.dtype:
-            raise ValueError(f"residual {list(residual.shape)}, {residual.dtype}, is not like x")
+        _check_addend(x, residual)
     normed = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
     if not x.shape[0]:
@@ -261,24 +280,51 @@ def rms_norm(
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Kernels.layer_norm: [T, n] -> [T, n], n up to MAX_NORM_WIDTH."""
     _check_rows(x, weight, bias)
-    out = torch.empty_like(x)
+    return _layer_norm(x, None, None, weight, bias, eps)[0]
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Kernels.add_layer_norm: x, branch [T, n], scale [n] or None -> (normed, x + branch * scale),
+    n up to MAX_NORM_WIDTH."""
+    _check_rows(x, weight, bias, *(() if scale is None else (scale,)))
+    _check_addend(x, branch)
+    return _layer_norm(x, branch, scale, weight, bias, eps)
+
+
+def _layer_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    normed = torch.empty_like(x)
+    total = x if branch is None else torch.empty_like(x)
     if not x.shape[0]:
-        return out
+        return normed, total
     num_sms, use_pdl = describe(x.device)
     width, warps = _choose_norm(*x.shape, num_sms)
     _layer_norm_kernel[(x.shape[0],)](
         x,
+        x if branch is None else branch,
+        weight if scale is None else scale,
         weight,
         bias,
-        out,
+        normed,
+        total,
         eps,
         n=x.shape[1],
         width=width,
+        has_branch=branch is not None,
+        has_scale=scale is not None,
         use_pdl=use_pdl,
         num_warps=warps,
         launch_pdl=use_pdl,
     )
-    return out
+    return normed, total
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
