@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -30,12 +30,14 @@ class PromptRows:
 class Batch:
     """A step's input, and whose the logit rows are.
 
-    sample_rows  for each entry that reaches its end: (entry, row)
+    entries      those that reach their end
+    sample_rows  [len(entries)] int64, of the logit rows, theirs
     prompt_rows  for each entry whose prompt logits are asked for
     """
 
     step: StepInput
-    sample_rows: list[tuple[int, int]]
+    entries: list[int]
+    sample_rows: np.ndarray
     prompt_rows: list[PromptRows]
 
 
@@ -51,32 +53,29 @@ class BatchBuilder:
         self._block_size = block_size
         self._rope_limit = rope_limit
 
-    def build(
-        self,
-        scheduled: Seq[Scheduled],
-        places: Mapping[Sequence, int] | None = None,
-        last_ids: Tensor | None = None,
-    ) -> Batch:
+    def build(self, scheduled: Seq[Scheduled], last_ids: Tensor | None = None) -> Batch:
         """scheduled: those that bring one token come first.
 
-        places  of sequences whose last token is pending, in last_ids [S]
+        last_ids  [S] what the step before sampled, in its order
         """
-        starts = np.array([e.start for e in scheduled], np.int64)
-        ends = np.array([e.end for e in scheduled], np.int64)
+        sequences, *columns = zip(*scheduled, strict=True)
+        starts, ends = (np.array(column, np.int64) for column in columns)
         counts = ends - starts
+        num_decodes = int((counts == 1).sum())
         cu_seqlens = np.concatenate(([0], counts.cumsum()))
         rows = np.arange(cu_seqlens[-1], dtype=np.int64)
         positions = rows - (cu_seqlens[:-1] - starts).repeat(counts)
-        tables = self._block_tables(scheduled)
+        tables = _block_tables(sequences)
         owner = np.arange(len(scheduled)).repeat(counts)
         pages = tables[owner, positions // self._block_size].astype(np.int64)
         slots = pages * self._block_size + positions % self._block_size
-        token_ids = array("q")
-        for e in scheduled:
-            token_ids.extend(e.sequence.token_ids[e.start : e.end])
-        ids = np.frombuffer(token_ids, np.int64)
-        logit_rows, sample_rows, prompt_rows = self._logit_rows(scheduled, cu_seqlens)
-        image_rows, image_states = _pictures(scheduled, cu_seqlens)
+        ids = _token_ids(scheduled, num_decodes)
+        num_prompt = np.array([s.num_prompt_tokens for s in sequences], np.int64)
+        prompts = (starts < num_prompt).nonzero()[0].tolist()
+        logit_rows, entries, sample_rows, prompt_rows = _logit_rows(
+            scheduled, prompts, ends, cu_seqlens
+        )
+        image_rows, image_states = _pictures(scheduled, prompts, cu_seqlens)
         step = StepInput(
             # Below 0 are pending tokens, and those at the positions of pictures.
             token_ids=torch.from_numpy(np.maximum(ids, 0)),
@@ -85,98 +84,90 @@ class BatchBuilder:
             cu_seqlens_q=torch.from_numpy(cu_seqlens.astype(np.int32)),
             seq_lens=torch.from_numpy(ends.astype(np.int32)),
             block_tables=torch.from_numpy(tables),
-            logit_rows=torch.from_numpy(np.array(logit_rows, np.int64)),
-            num_decodes=int((counts == 1).sum()),
+            logit_rows=torch.from_numpy(logit_rows),
+            num_decodes=num_decodes,
             max_seqlen_q=int(counts.max()),
-            sources=self._sources(scheduled, ids, cu_seqlens, places or {}),
+            sources=_sources(ids),
             last_ids=last_ids,
-            rope_lengths=self._rope_lengths(scheduled),
+            rope_lengths=self._rope_lengths(num_prompt, counts, positions),
             image_rows=torch.from_numpy(np.array(image_rows, np.int64)) if image_rows else None,
             image_states=torch.cat(image_states) if image_rows else None,
         )
-        return Batch(step, sample_rows, prompt_rows)
+        return Batch(step, entries, sample_rows, prompt_rows)
 
-    def _logit_rows(
-        self, scheduled: Seq[Scheduled], cu_seqlens: np.ndarray
-    ) -> tuple[list[int], list[tuple[int, int]], list[PromptRows]]:
-        """Rows of the step, and whose they are."""
-        if cu_seqlens[-1] == len(scheduled) and not any(
-            e.sequence.wants_prompt_rows or e.end < len(e.sequence.token_ids) for e in scheduled
-        ):  # most steps are so
-            every = list(range(len(scheduled)))
-            return every, list(zip(every, every, strict=True)), []
-        rows: list[int] = []
-        sample_rows: list[tuple[int, int]] = []
-        prompt_rows: list[PromptRows] = []
-        for i, (entry, end) in enumerate(zip(scheduled, cu_seqlens[1:].tolist(), strict=True)):
-            sequence = entry.sequence
-            sampled = entry.end == len(sequence.token_ids)
-            if sequence.wants_prompt_rows and (prompt := self._prompt_span(entry)):
-                first = len(rows)
-                rows += (end - entry.end + p for p in prompt)
-                prompt_rows.append(PromptRows(i, first, len(rows), prompt.start))
-                if sampled and prompt.stop == entry.end:
-                    sample_rows.append((i, len(rows) - 1))
-                    continue
-            if sampled:
-                sample_rows.append((i, len(rows)))
-                rows.append(end - 1)
-        return rows, sample_rows, prompt_rows
-
-    def _sources(
-        self,
-        scheduled: Seq[Scheduled],
-        ids: np.ndarray,
-        cu_seqlens: np.ndarray,
-        places: Mapping[Sequence, int],
+    def _rope_lengths(
+        self, num_prompt: np.ndarray, counts: np.ndarray, positions: np.ndarray
     ) -> Tensor | None:
-        """A pending token is the last one that its sequence brings."""
-        if not places:
-            return None
-        sources = np.full(len(ids), -1, np.int32)
-        last = cu_seqlens[1:] - 1
-        for i in (ids[last] == PENDING).nonzero()[0].tolist():
-            sources[last[i]] = places[scheduled[i].sequence]
-        return torch.from_numpy(sources)
-
-    def _prompt_span(self, entry: Scheduled) -> range:
-        """Prompt positions of this entry whose logits are asked for and not handed out yet."""
-        sequence = entry.sequence
-        start = max(entry.start, sequence.num_reported_tokens)
-        return range(start, min(entry.end, sequence.num_prompt_tokens))
-
-    def _block_tables(self, scheduled: Seq[Scheduled]) -> np.ndarray:
-        rows = [e.sequence.block_table.tobytes() for e in scheduled]
-        size = max(map(len, rows))
-        tables = bytearray().join([row.ljust(size, b"\0") for row in rows])
-        return np.frombuffer(tables, np.int32).reshape(len(rows), -1)
-
-    def _rope_lengths(self, scheduled: Seq[Scheduled]) -> Tensor | None:
         if self._rope_limit is None:
             return None
-        longest = max(max(e.end, e.sequence.num_prompt_tokens) for e in scheduled)
-        if longest <= self._rope_limit:
+        if max(num_prompt.max(), positions.max() + 1) <= self._rope_limit:
             return None
-        return torch.from_numpy(
-            np.array(
-                [
-                    max(e.sequence.num_prompt_tokens, position + 1)
-                    for e in scheduled
-                    for position in range(e.start, e.end)
-                ]
-            )
-        )
+        return torch.from_numpy(np.maximum(num_prompt.repeat(counts), positions + 1))
 
 
-def _pictures(scheduled: Seq[Scheduled], cu_seqlens: np.ndarray) -> tuple[list[int], list[Tensor]]:
+def _block_tables(sequences: Seq[Sequence]) -> np.ndarray:
+    rows = [s.block_table.tobytes() for s in sequences]
+    size = max(map(len, rows))
+    tables = bytearray().join([row.ljust(size, b"\0") for row in rows])
+    return np.frombuffer(tables, np.int32).reshape(len(rows), -1)
+
+
+def _token_ids(scheduled: Seq[Scheduled], num_decodes: int) -> np.ndarray:
+    ids = array("q", [s.token_ids[start] for s, start, _ in scheduled[:num_decodes]])
+    for sequence, start, end in scheduled[num_decodes:]:
+        ids.extend(sequence.token_ids[start:end])
+    return np.frombuffer(ids, np.int64)
+
+
+def _sources(ids: np.ndarray) -> Tensor | None:
+    """A pending token says which one it is of those that the step before sampled."""
+    if ids.min() > PENDING:
+        return None
+    return torch.from_numpy(np.where(ids > PENDING, -1, PENDING - ids).astype(np.int32))
+
+
+def _logit_rows(
+    scheduled: Seq[Scheduled], prompts: list[int], ends: np.ndarray, cu_seqlens: np.ndarray
+) -> tuple[np.ndarray, list[int], np.ndarray, list[PromptRows]]:
+    """Rows of the step whose logits are wanted, the entries that reach their end, which of these
+    rows are theirs, and which are prompts'. prompts: the entries that begin within one"""
+    if not any(scheduled[i][0].wants_prompt_rows for i in prompts):
+        lengths = np.array([len(s.token_ids) for s, _, _ in scheduled])
+        at_end = (ends == lengths).nonzero()[0]
+        return cu_seqlens[1:][at_end] - 1, at_end.tolist(), np.arange(len(at_end)), []
+    rows: list[int] = []
+    entries: list[int] = []
+    sample_rows: list[int] = []
+    prompt_rows: list[PromptRows] = []
+    for i, (entry, last) in enumerate(zip(scheduled, (cu_seqlens[1:] - 1).tolist(), strict=True)):
+        sequence, _, end = entry
+        if sequence.wants_prompt_rows and (prompt := _prompt_span(entry)):
+            first = len(rows)
+            rows += (last - (end - 1) + p for p in prompt)
+            prompt_rows.append(PromptRows(i, first, len(rows), prompt.start))
+        if end == len(sequence.token_ids):
+            if not rows or rows[-1] != last:  # it is no prompt's row anyway
+                rows.append(last)
+            entries.append(i)
+            sample_rows.append(len(rows) - 1)
+    return np.array(rows, np.int64), entries, np.array(sample_rows, np.int64), prompt_rows
+
+
+def _prompt_span(entry: Scheduled) -> range:
+    """Prompt positions of this entry whose logits are asked for and not handed out yet."""
+    sequence, start, end = entry
+    return range(max(start, sequence.num_reported_tokens), min(end, sequence.num_prompt_tokens))
+
+
+def _pictures(
+    scheduled: Seq[Scheduled], prompts: list[int], cu_seqlens: np.ndarray
+) -> tuple[list[int], list[Tensor]]:
     """Rows of the step that belong to pictures, and what stands there."""
     rows: list[int] = []
     states: list[Tensor] = []
-    for i, entry in enumerate(scheduled):
-        if entry.start >= entry.sequence.images_end:
-            continue
-        for first, part in _picture_parts(entry):
-            at = int(cu_seqlens[i]) - entry.start + first
+    for i in prompts:
+        for first, part in _picture_parts(scheduled[i]):
+            at = int(cu_seqlens[i]) - scheduled[i][1] + first
             rows += range(at, at + len(part))
             states.append(part)
     return rows, states
@@ -184,9 +175,9 @@ def _pictures(scheduled: Seq[Scheduled], cu_seqlens: np.ndarray) -> tuple[list[i
 
 def _picture_parts(entry: Scheduled) -> Iterator[tuple[int, Tensor]]:
     """(first position, rows) of each stretch of an entry that belongs to a picture."""
-    sequence = entry.sequence
+    sequence, start, end = entry
     for i, image in enumerate(sequence.request.images):
-        low, high = max(entry.start, image.start), min(entry.end, image.end)
+        low, high = max(start, image.start), min(end, image.end)
         if low < high:
             rows = sequence.pictures[i].rows
             assert rows is not None, "the scheduler goes no further than rows are ready"

@@ -36,18 +36,15 @@ from shuzhai.engine.request import FinishReason, Request, StepOutput, TokenLogpr
 from shuzhai.engine.runner import Runner, available_bytes, sizes_here
 from shuzhai.engine.sampler import LogprobReport, Sampled, sample
 from shuzhai.engine.scheduler import Scheduled, Scheduler
-from shuzhai.engine.sequence import Sequence
+from shuzhai.engine.sequence import Sequence, Status
 from shuzhai.engine.transfer import to_device
-from shuzhai.engine.workspace import context_estimate
+from shuzhai.engine.workspace import LOGIT_ROWS, context_estimate
 from shuzhai.errors import (
     OverloadedError,
     ShuzhaiError,
 )
 from shuzhai.kernels.choose import choose_device
 from shuzhai.models.weights import read_model_config
-
-# Prompt positions whose logits are made at a time: a row of a real vocabulary has 370 kB.
-_LOGIT_SLICE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +112,12 @@ class _StartedStep:
     """A step whose tokens have not been read.
 
     entries  of `scheduled` that sample, in the order of `sampled`
-    places   of their sequences in that order
     prompts  log-probabilities and logits of prompt positions, by entry
     """
 
     scheduled: list[Scheduled]
     entries: list[int]
     sampled: Sampled | None
-    places: dict[Sequence, int]
     prompts: dict[int, tuple[tuple[TokenLogprob, ...], Tensor | None]]
 
 
@@ -140,7 +135,6 @@ class Engine:
             PicturePool(runner.plan.picture_rows),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=runner.plan.max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
             decode_places=runner.full_step_seqs,
         )
@@ -195,7 +189,9 @@ class Engine:
         assert request.id not in self._sequences, "request ids are unique"
         length = len(request.token_ids)
         stretched = self._rope_limit is not None and length > self._rope_limit
-        sequence = Sequence(request, rope_salt=length if stretched else 0)
+        sequence = Sequence(
+            request, max_model_len=self.max_model_len, rope_salt=length if stretched else 0
+        )
         self._sequences[request.id] = sequence
         self._scheduler.add(sequence)
 
@@ -221,7 +217,9 @@ class Engine:
             assert scheduled is not None, "all steps have been read"
         failed = self._encode_pictures()
         outputs += [_failure(sequence, error) for sequence, error in failed.items()]
-        started = self._start([e for e in scheduled if e.sequence not in failed])
+        if failed:
+            scheduled = [e for e in scheduled if e[0] not in failed]
+        started = self._start(scheduled)
         if self._started is not None:
             outputs += self._read()
         self._started = started
@@ -233,20 +231,15 @@ class Engine:
         """Everything up to the sampled tokens, without waiting for the device."""
         if not scheduled:
             return None
-        scheduled.sort(key=lambda e: e.end - e.start > 1)
-        before = self._started
-        places = {} if before is None else before.places
-        batch = self._batches.build(scheduled, places, self._runner.last_ids)
-        sequences = [scheduled[i].sequence for i, _ in batch.sample_rows]
+        batch = self._batches.build(scheduled, self._runner.last_ids)
         hidden = self._runner.run(batch.step)
         prompts = {
-            rows.entry: self._prompt_output(scheduled, rows, hidden) for rows in batch.prompt_rows
+            rows.entry: self._prompt_output(scheduled[rows.entry][0], rows, hidden)
+            for rows in batch.prompt_rows
         }
-        sampled = self._sample(batch, sequences, hidden)
+        sampled = self._sample(batch, [scheduled[i][0] for i in batch.entries], hidden)
         self._scheduler.begin(scheduled)
-        places = {sequence: i for i, sequence in enumerate(sequences)}
-        entries = [i for i, _ in batch.sample_rows]
-        return _StartedStep(scheduled, entries, sampled, places, prompts)
+        return _StartedStep(scheduled, batch.entries, sampled, prompts)
 
     def _read(self) -> list[StepOutput]:
         """Wait for the step that was started, and take in its tokens."""
@@ -254,18 +247,21 @@ class Engine:
         assert started is not None, "there is one"
         scheduled = started.scheduled
         tokens: list[int | None] = [None] * len(scheduled)
-        reports: list[TokenLogprob | None] = [None] * len(scheduled)
+        reports: dict[int, TokenLogprob] = {}
         if started.sampled is not None:
-            for i, token, report in zip(started.entries, *started.sampled.read(), strict=True):
-                tokens[i], reports[i] = token, report
+            ids, given = started.sampled.read()
+            for i, token in zip(started.entries, ids, strict=True):
+                tokens[i] = token
+            reports = {started.entries[i]: report for i, report in given.items()}
         reasons = self._scheduler.update(scheduled, tokens)
-        return [
-            self._output(entry, token, report, reason, started.prompts.get(i))
-            for i, (entry, token, report, reason) in enumerate(
-                zip(scheduled, tokens, reports, reasons, strict=True)
-            )
-            if self._sequences.get(entry.sequence.request.id) is entry.sequence
-        ]
+        outputs: list[StepOutput] = []
+        running = Status.RUNNING
+        for i, (entry, token, reason) in enumerate(zip(scheduled, tokens, reasons, strict=True)):
+            # The others were aborted, or finished by the step before.
+            if reason is not None or entry[0].status is running:
+                report, prompt = reports.get(i), started.prompts.get(i)
+                outputs.append(self._output(entry, token, report, reason, prompt))
+        return outputs
 
     def _encode_pictures(self) -> dict[Sequence, ShuzhaiError]:
         """Encode one batch of the tiles that are waited for; the sequences that failed by it."""
@@ -324,23 +320,21 @@ class Engine:
     def _sample(self, batch: Batch, sequences: list[Sequence], hidden: Tensor) -> Sampled | None:
         if not sequences:
             return None
-        rows = [row for _, row in batch.sample_rows]
-        if len(rows) < len(hidden):
-            hidden = hidden[to_device(np.array(rows), hidden.device)]
+        if len(sequences) < len(hidden):
+            hidden = hidden[to_device(batch.sample_rows, hidden.device)]
         sampled = sample(self._runner.kernels, self._runner.logits(hidden), sequences)
         self._runner.last_ids[: len(sequences)] = sampled.ids
         return sampled
 
     def _prompt_output(
-        self, scheduled: list[Scheduled], rows: PromptRows, hidden: Tensor
+        self, sequence: Sequence, rows: PromptRows, hidden: Tensor
     ) -> tuple[tuple[TokenLogprob, ...], Tensor | None]:
         """Log-probabilities of the tokens after these prompt positions, and the logits there."""
-        sequence = scheduled[rows.entry].sequence
         count = sequence.request.params.prompt_logprobs
         reports: list[TokenLogprob] = []
         parts: list[Tensor] = []
-        for low in range(rows.start, rows.end, _LOGIT_SLICE):
-            logits = self._runner.logits(hidden[low : min(low + _LOGIT_SLICE, rows.end)])
+        for low in range(rows.start, rows.end, LOGIT_ROWS):
+            logits = self._runner.logits(hidden[low : min(low + LOGIT_ROWS, rows.end)])
             if sequence.request.want_prompt_logits:
                 parts.append(logits.cpu())
             first = rows.position + low - rows.start + 1
@@ -360,11 +354,11 @@ class Engine:
         reason: FinishReason | None,
         prompt: tuple[tuple[TokenLogprob, ...], Tensor | None] | None,
     ) -> StepOutput:
-        sequence = entry.sequence
+        sequence, _, end = entry
         request_id = sequence.request.id
         prompt_logprobs, prompt_logits = prompt or ((), None)
         cached = sequence.num_cached_tokens or 0
-        if token is not None and sequence.num_output_tokens - sequence.num_pending == 1:
+        if token is not None and end == sequence.num_prompt_tokens:
             self._num_cached_tokens += cached
         stop_id = None
         if reason is not None:

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from shuzhai.engine.request import TokenLogprob
-from shuzhai.engine.sequence import Sequence
+from shuzhai.engine.sequence import GREEDY_TEMPERATURE, Sequence
 from shuzhai.engine.transfer import Fetch, to_device
 from shuzhai.engine.workspace import SAMPLE_ROWS
 from shuzhai.kernels.base import Kernels
 from shuzhai.step import DrawInput
-
-# Below this the softmax has one entry; dividing by it would overflow.
-_GREEDY_TEMPERATURE = 1e-4
 
 
 def uniform(seed: int, index: int) -> float:
@@ -58,14 +55,13 @@ class Sampled:
         self._reports = reports
         self._fetch = Fetch(ids)
 
-    def read(self) -> tuple[list[int], list[TokenLogprob | None]]:
-        """Of each sequence, its token and, where asked for, log-probabilities; waits for them."""
-        ids = self._fetch.read()[0].tolist()
-        reports: list[TokenLogprob | None] = [None] * len(ids)
+    def read(self) -> tuple[list[int], dict[int, TokenLogprob]]:
+        """The token of each sequence and, by place, log-probabilities where asked for; waits for
+        them."""
+        reports: dict[int, TokenLogprob] = {}
         for wanted, given in self._reports:
-            for i, report in zip(wanted, given.read(), strict=True):
-                reports[i] = report
-        return ids, reports
+            reports |= zip(wanted, given.read(), strict=True)
+        return self._fetch.read()[0].tolist(), reports
 
 
 def sample(kernels: Kernels, logits: Tensor, sequences: Seq[Sequence]) -> Sampled:
@@ -73,13 +69,12 @@ def sample(kernels: Kernels, logits: Tensor, sequences: Seq[Sequence]) -> Sample
 
     Overwrites logits. Log-probabilities, where asked for, are those of the unchanged logits.
     """
-    count, params = len(sequences), [s.request.params for s in sequences]
-    is_plain = all(p.temperature < _GREEDY_TEMPERATURE and p.logprobs is None for p in params)
-    size = count if is_plain else SAMPLE_ROWS
+    if all(s.is_plain for s in sequences):
+        return Sampled(kernels.argmax(logits), [])
     ids: list[Tensor] = []
     reports: list[tuple[Seq[int], LogprobReport]] = []
-    for first in range(0, count, size):
-        some = slice(first, first + size)
+    for first in range(0, len(sequences), SAMPLE_ROWS):
+        some = slice(first, first + SAMPLE_ROWS)
         drawn, wanted, report = _sample_some(kernels, logits[some], sequences[some])
         ids.append(drawn)
         if report is not None:
@@ -97,7 +92,7 @@ def _sample_some(
         if sequence.adjusts_logits:
             _adjust(logits[row], sequence)
     random = [
-        i for i, s in enumerate(sequences) if s.request.params.temperature >= _GREEDY_TEMPERATURE
+        i for i, s in enumerate(sequences) if s.request.params.temperature >= GREEDY_TEMPERATURE
     ]
     if len(random) == len(sequences):
         ids = _draw(kernels, logits, sequences)

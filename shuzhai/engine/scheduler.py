@@ -10,20 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
 
 from shuzhai.engine.block_pool import BlockPool
 from shuzhai.engine.picture_pool import PicturePool
 from shuzhai.engine.request import FinishReason
 from shuzhai.engine.sequence import Sequence, Status
 
-
-class Scheduled(NamedTuple):
-    """Run tokens [start, end) of a sequence in this step. If they are its last, one is sampled."""
-
-    sequence: Sequence
-    start: int
-    end: int
+# (sequence, start, end): run tokens [start, end) of a sequence in this step. If they are its last,
+# one is sampled. A plain tuple: making hundreds of named ones takes a tenth of the host's step.
+Scheduled = tuple[Sequence, int, int]
 
 
 class Scheduler:
@@ -36,13 +31,11 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        max_model_len: int,
         enable_prefix_caching: bool = True,
         decode_places: Seq[int] = (),
     ) -> None:
         """decode_places: that full steps can have for sequences of one token, in order; those that
         stay empty are of max_num_batched_tokens, too."""
-        assert max_model_len <= pool.num_blocks * pool.block_size, "any one sequence must fit"
         self.pool = pool
         self.pictures = pictures
         self.waiting: deque[Sequence] = deque()
@@ -54,11 +47,12 @@ class Scheduler:
         self._resting: Sequence | None = None
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_model_len = max_model_len
         self._enable_prefix_caching = enable_prefix_caching
         self._decode_places = decode_places
 
     def add(self, sequence: Sequence) -> None:
+        room = self.pool.num_blocks * self.pool.block_size
+        assert sequence.max_length <= room, "any one sequence must fit"
         self.waiting.append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
@@ -70,17 +64,23 @@ class Scheduler:
         sequence.status = Status.FINISHED
 
     def schedule(self) -> list[Scheduled] | None:
-        """Decide the next step. Empty if nothing waits or runs, or all wait for their pictures;
-        None if the steps that were started must be read first."""
+        """Decide the next step; those that bring one token come first. Empty if nothing waits or
+        runs, or all wait for their pictures; None if the steps that were started must be read
+        first."""
         self.pictures.begin_round()
         budget = self._max_num_batched_tokens - self._num_empty_places()
-        batch = self._schedule_running(budget)
-        if batch is not None:
-            self._admit(batch, budget - sum(e.end - e.start for e in batch))
+        ran = self._schedule_running(budget)
+        if ran is None:
+            return None
+        batch, left = ran
+        left = self._admit(batch, left)
+        if budget - left > len(batch):
+            batch.sort(key=lambda entry: entry[2] - entry[1] > 1)
         return batch
 
     def begin(self, batch: Seq[Scheduled]) -> None:
         """The step is started: its tokens count as computed, and those it samples as pending."""
+        num_sampled = 0
         for entry in batch:
             sequence, start, end = entry
             if end - start > 1:
@@ -89,7 +89,8 @@ class Scheduler:
             if sequence.pictures:
                 self._let_go(sequence)
             if end == len(sequence.token_ids):
-                sequence.append_pending()
+                sequence.append_pending(num_sampled)
+                num_sampled += 1
         self._started.append(batch)
 
     def update(self, batch: Seq[Scheduled], sampled: Seq[int | None]) -> list[FinishReason | None]:
@@ -100,42 +101,48 @@ class Scheduler:
         """
         assert self._started[0] is batch, "steps are read in the order of their start"
         self._started.popleft()
-        return [self._advance(entry, token) for entry, token in zip(batch, sampled, strict=True)]
+        reasons: list[FinishReason | None] = []
+        block_size, running = self.pool.block_size, Status.RUNNING
+        for entry, token in zip(batch, sampled, strict=True):
+            sequence, start, end = entry
+            reason = None
+            if sequence.status is running:
+                if end // block_size > start // block_size:
+                    self._publish(entry)
+                if token is not None:
+                    reason = sequence.resolve(token)
+            if reason is not None:
+                self._retire(sequence)
+                sequence.status = Status.FINISHED
+            reasons.append(reason)
+        return reasons
 
-    def _schedule_running(self, budget: int) -> list[Scheduled] | None:
+    def _schedule_running(self, budget: int) -> tuple[list[Scheduled], int] | None:
+        """The next step of those that run, and what it leaves of the budget."""
         batch: list[Scheduled] = []
-        block_size, i = self.pool.block_size, 0
+        block_size = self.pool.block_size
         self._resting = None
-        while i < len(self.running) and budget > 0:
-            sequence = self.running[i]
-            if sequence is self._resting:
-                break  # it is the last
-            num_tokens, start = len(sequence.token_ids), sequence.num_computed_tokens
+        for sequence in self.running:  # from whose end _make_room may take some
+            if budget <= 0 or sequence is self._resting:  # which is the last
+                break
+            start, end = sequence.num_computed_tokens, len(sequence.token_ids)
             if sequence.num_pending:
                 if sequence.needs_history:
                     return None
-                if self._is_at_its_end(sequence):
-                    i += 1
-                    continue
-            end = min(num_tokens, start + budget)
+                if end >= sequence.max_length:
+                    continue  # the last token that it may have is pending
+            if end > start + budget:
+                end = start + budget
             if start < sequence.images_end:
                 end = self._reach(sequence, end)
             if end > len(sequence.block_table) * block_size:
                 if not self._make_room(sequence, end):
-                    i += sequence.status is Status.RUNNING  # it rests, too
-                    continue
+                    continue  # it rests, too
                 self._grow(sequence, end)
             if start < end:
-                batch.append(Scheduled(sequence, start, end))
+                batch.append((sequence, start, end))
                 budget -= end - start
-            i += 1
-        return batch
-
-    def _is_at_its_end(self, sequence: Sequence) -> bool:
-        """The last token that it may have is pending."""
-        count = len(sequence.token_ids)
-        is_full = count >= sequence.max_length or count >= self._max_model_len
-        return is_full and sequence.num_pending > 0
+        return batch, budget
 
     def _num_empty_places(self) -> int:
         """Of those for sequences of one token, were the next step a full one, as it may be where
@@ -147,7 +154,8 @@ class Scheduler:
             if len(last.token_ids) - last.num_computed_tokens <= 1:
                 return 0
         count = sum(
-            len(s.token_ids) - s.num_computed_tokens == 1 and not self._is_at_its_end(s)
+            len(s.token_ids) - s.num_computed_tokens == 1
+            and not (s.num_pending and len(s.token_ids) >= s.max_length)
             for s in self.running
         )
         return next((n - count for n in self._decode_places if n >= count), 0)
@@ -160,7 +168,7 @@ class Scheduler:
         """
         while self._missing_blocks(sequence, end) > self.pool.num_free:
             victim = self.running[-1]
-            if any(entry.sequence is victim for step in self._started for entry in step):
+            if any(entry[0] is victim for step in self._started for entry in step):
                 self._resting = victim
                 return False
             self._preempt(victim)
@@ -168,17 +176,20 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, batch: list[Scheduled], budget: int) -> None:
-        """Start waiting sequences while budget, places and blocks for the whole of each last.
+    def _admit(self, batch: list[Scheduled], budget: int) -> int:
+        """Start waiting sequences while budget, places and blocks for the whole of each last; what
+        is left of the budget.
 
         One block for each that runs is left free: else they would preempt who has just come.
         """
-        if not self.waiting or self._resting is not None:
-            return
+        is_full = len(self.running) >= self._max_num_seqs
+        if is_full or not self.waiting or self._resting is not None:
+            return budget
         steps = (batch, *self._started)
         in_flight = {h for step in steps for e in step for h in self._hashes_in_flight(e)}
-        in_flight |= {h for sequence in self.running for h in self._next_hash(sequence)}
-        promised = sum(map(self._promised_blocks, self.running))
+        prompts = [s for s in self.running if s.num_computed_tokens < s.num_prompt_tokens]
+        in_flight |= {h for sequence in prompts for h in self._next_hash(sequence)}
+        promised = sum(map(self._promised_blocks, prompts))
         i = 0
         while i < len(self.waiting) and budget > 0 and len(self.running) < self._max_num_seqs:
             sequence = self.waiting[i]
@@ -206,12 +217,13 @@ class Scheduler:
             self.running.append(sequence)
             self._grow(sequence, end)
             promised += self._promised_blocks(sequence)
-            entry = Scheduled(sequence, start, end)
+            entry = sequence, start, end
             if start < end:
                 batch.append(entry)
                 budget -= end - start
             if i < len(self.waiting):
                 in_flight.update(self._next_hash(sequence), self._hashes_in_flight(entry))
+        return budget
 
     def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
         """Cached blocks of the sequence's beginning, and the hash of the first that is missing.
@@ -228,11 +240,12 @@ class Scheduler:
 
     def _hashes_in_flight(self, entry: Scheduled) -> list[bytes]:
         """Hashes of the blocks that will be full after this step."""
-        size, sequence = self.pool.block_size, entry.sequence
-        num_known = len(sequence.token_ids) - sequence.num_pending
-        first, last = entry.start // size, min(entry.end, num_known) // size
-        if not self._enable_prefix_caching or first >= last:
+        sequence, start, end = entry
+        size = self.pool.block_size
+        first, last = start // size, end // size
+        if first == last or not self._enable_prefix_caching:
             return []
+        last = min(last, (len(sequence.token_ids) - sequence.num_pending) // size)
         return sequence.hashes(size, last)[first:last]
 
     def _promised_blocks(self, sequence: Sequence) -> int:
@@ -310,18 +323,9 @@ class Scheduler:
             self.pictures.release(picture)
         sequence.pictures = {}
 
-    def _advance(self, entry: Scheduled, token: int | None) -> FinishReason | None:
-        sequence = entry.sequence
-        if sequence.status is not Status.RUNNING:
-            return None
-        first = entry.start // self.pool.block_size
-        if entry.end // self.pool.block_size > first:
-            for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
-                self.pool.publish(sequence.block_table[i], block_hash)
-        if token is None:
-            return None
-        reason = sequence.resolve(token, self._max_model_len)
-        if reason is not None:
-            self._retire(sequence)
-            sequence.status = Status.FINISHED
-        return reason
+    def _publish(self, entry: Scheduled) -> None:
+        """Make the blocks findable that are full since this entry was run."""
+        sequence, start, _ = entry
+        first = start // self.pool.block_size
+        for i, block_hash in enumerate(self._hashes_in_flight(entry), first):
+            self.pool.publish(sequence.block_table[i], block_hash)

@@ -11,8 +11,11 @@ from enum import Enum, auto
 from shuzhai.engine.picture_pool import Picture
 from shuzhai.engine.request import FinishReason, Request
 
-# Stands in token_ids where a token has been sampled on the device and is not known here yet.
+# Stands in token_ids where a token has been sampled on the device and is not known here yet:
+# PENDING - i for the i-th that its step sampled.
 PENDING = -2
+# Below this the softmax has one entry; dividing by it would overflow.
+GREEDY_TEMPERATURE = 1e-4
 
 
 class Status(Enum):
@@ -24,15 +27,17 @@ class Status(Enum):
 class Sequence:
     """The mutable side of a Request.
 
-    token_ids            prompt and answer so far; the last num_pending of them are PENDING
+    token_ids            prompt and answer so far; the last num_pending of them are pending
     num_pending          tokens of steps that were started and have not been read
     num_computed_tokens  tokens whose keys and values are in the cache, or will be after the steps
                          that were started
     num_cached_tokens    prompt tokens found in the cache when first admitted, None before
-    max_length           tokens of prompt and answer that were asked for at most
+    max_length           tokens of prompt and answer that there may be at most
+    min_length           before it, no stop id ends the answer
     num_reported_tokens  prompt positions whose logits have been handed out, where asked for
     block_table          KV blocks in order
     block_hashes         hashes of full blocks of token_ids, chained; extended on demand
+    is_plain             the best token is all that is wanted of its logits
     adjusts_logits       penalties, biases or a least length change them
     needs_history        the next token cannot be chosen before the one before it is known here
     wants_prompt_rows    logits of prompt positions are asked for: every position must be computed
@@ -42,13 +47,15 @@ class Sequence:
     """
 
     __slots__ = (
-        "adjusts_logits", "block_hashes", "block_table", "images_end", "max_length",
-        "needs_history", "num_cached_tokens", "num_computed_tokens", "num_pending",
+        "adjusts_logits", "block_hashes", "block_table", "images_end", "is_plain", "max_length",
+        "min_length", "needs_history", "num_cached_tokens", "num_computed_tokens", "num_pending",
         "num_prompt_tokens", "num_reported_tokens", "output_counts", "pictures", "request",
         "rope_salt", "seed", "status", "token_ids", "wants_prompt_rows",
     )  # fmt: skip
 
-    def __init__(self, request: Request, rope_salt: int = 0) -> None:
+    def __init__(
+        self, request: Request, *, max_model_len: int = sys.maxsize, rope_salt: int = 0
+    ) -> None:
         self.request = request
         self.token_ids = list(request.token_ids)
         self.num_prompt_tokens = len(self.token_ids)
@@ -64,10 +71,14 @@ class Sequence:
         self.rope_salt = rope_salt
         self.status = Status.WAITING
         params = request.params
-        self.max_length = self.num_prompt_tokens + (params.max_tokens or sys.maxsize)
+        asked_for = self.num_prompt_tokens + (params.max_tokens or sys.maxsize)
+        self.max_length = min(asked_for, max_model_len)
+        self.min_length = self.num_prompt_tokens + params.min_tokens
         penalties = params.presence_penalty or params.frequency_penalty
         has_penalty = bool(penalties) or params.repetition_penalty != 1.0
         self.adjusts_logits = has_penalty or bool(params.logit_bias) or params.min_tokens > 0
+        is_greedy = params.temperature < GREEDY_TEMPERATURE
+        self.is_plain = is_greedy and params.logprobs is None and not self.adjusts_logits
         self.wants_prompt_rows = request.want_prompt_logits or params.prompt_logprobs is not None
         self.needs_history = has_penalty or self.wants_prompt_rows
         seed = params.seed
@@ -78,23 +89,21 @@ class Sequence:
         """Tokens of the answer, those that are not known yet included."""
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def append_pending(self) -> None:
-        """A token is being sampled."""
-        self.token_ids.append(PENDING)
+    def append_pending(self, place: int) -> None:
+        """A token is being sampled. place: among those of its step"""
+        self.token_ids.append(PENDING - place)
         self.num_pending += 1
 
-    def resolve(self, token_id: int, max_model_len: int) -> FinishReason | None:
+    def resolve(self, token_id: int) -> FinishReason | None:
         """The first pending token is this one; whether it ends the answer."""
         index = len(self.token_ids) - self.num_pending
         self.token_ids[index] = token_id
         self.num_pending -= 1
         if self.adjusts_logits:
             self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
-        enough = index - self.num_prompt_tokens + 1 >= self.request.params.min_tokens
-        if enough and token_id in self.request.stop_ids:
+        if token_id in self.request.stop_ids and index + 1 >= self.min_length:
             return FinishReason.STOP
-        is_full = index + 1 >= self.max_length or index + 1 >= max_model_len
-        return FinishReason.LENGTH if is_full else None
+        return FinishReason.LENGTH if index + 1 >= self.max_length else None
 
     def hashes(self, block_size: int, count: int) -> list[bytes]:
         """Hashes of the first `count` blocks at least, which must be full of known tokens. Equal
@@ -107,7 +116,7 @@ class Sequence:
         if first >= last:
             return self.block_hashes
         known = self.token_ids[first * block_size : last * block_size]
-        assert PENDING not in known, "whoever finds a block by its hash trusts in its tokens"
+        assert min(known) > PENDING, "whoever finds a block by its hash trusts in its tokens"
         ids = array("q", known).tobytes()
         block_bytes = len(ids) // (last - first)
         for i in range(first, last):

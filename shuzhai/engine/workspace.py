@@ -28,6 +28,8 @@ _FULL_CHUNKS = 64
 # Sequences that draw, or want log-probabilities, at a time: each row of a real vocabulary is copied
 # three times, 370 kB each.
 SAMPLE_ROWS = 128
+# Positions of prompts whose logits are made at a time.
+LOGIT_ROWS = 128
 # Tensors are rounded up to 2 MiB, and those of steps of many sizes leave holes.
 _MARGIN_BYTES = 96 * 2**20
 _MARGIN_WEIGHT_SHARE = 64

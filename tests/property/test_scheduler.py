@@ -67,15 +67,16 @@ class ToyDevice:
         self._sampled: dict[Sequence, list[int]] = {}
 
     def run(self, entry: Scheduled) -> int | None:
-        sequence, request = entry.sequence, entry.sequence.request
-        for p in range(entry.start, entry.end):
+        sequence, start, end = entry
+        request = sequence.request
+        for p in range(start, end):
             written = (request.cache_salt, self._input(sequence, p))
             self._slots[self._slot(sequence, p)] = written
-        seen = [self._slots[self._slot(sequence, p)] for p in range(entry.end)]
-        known = self._tokens(sequence)[: entry.end]
+        seen = [self._slots[self._slot(sequence, p)] for p in range(end)]
+        known = self._tokens(sequence)[:end]
         expected = [content(request, p, t) for p, t in enumerate(known)]
         assert seen == [(request.cache_salt, c) for c in expected]
-        if entry.end < len(entry.sequence.token_ids):
+        if end < len(sequence.token_ids):
             return None
         token = toy_model(request, expected)
         self._sampled.setdefault(sequence, []).append(token)
@@ -158,7 +159,6 @@ def test_batched_equals_alone_and_no_block_is_lost(workload, ahead, places) -> N
         pictures,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
-        max_model_len=num_blocks * block_size,
         enable_prefix_caching=caching,
         decode_places=[n for n in places if 2 * n <= budget],
     )
@@ -169,9 +169,8 @@ def test_batched_equals_alone_and_no_block_is_lost(workload, ahead, places) -> N
 
     def read(batch: list[Scheduled], tokens: list[int | None]) -> None:
         reasons = scheduler.update(batch, tokens)
-        for entry, reason in zip(batch, reasons, strict=True):
+        for (sequence, _, _), reason in zip(batch, reasons, strict=True):
             if reason is not None:
-                sequence = entry.sequence
                 finished.add(sequence.request.id)
                 known = len(sequence.token_ids) - sequence.num_pending
                 assert sequence.token_ids[:known] == alone(sequence.request)
@@ -191,9 +190,9 @@ def test_batched_equals_alone_and_no_block_is_lost(workload, ahead, places) -> N
         assert batch is not None
         waits = scheduler.waiting or scheduler.running
         assert batch or pictures.next_tiles(1) or started or not waits, "nobody moves"
-        assert sum(e.end - e.start for e in batch) <= budget
+        assert sum(end - start for _, start, end in batch) <= budget
         assert len(scheduler.running) <= max_num_seqs
-        assert len({e.sequence.request.id for e in batch}) == len(batch)
+        assert len({s.request.id for s, _, _ in batch}) == len(batch)
         device.encode(pictures, 2)
         tokens = [device.run(entry) for entry in batch]
         if batch:
@@ -219,7 +218,6 @@ def test_equal_prompts_in_one_step_are_computed_once() -> None:
         PicturePool(0),
         max_num_seqs=8,
         max_num_batched_tokens=64,
-        max_model_len=64,
     )
     first, second = (
         Sequence(Request(name, tuple(range(13)), SamplingParams(max_tokens=1)))
@@ -228,12 +226,12 @@ def test_equal_prompts_in_one_step_are_computed_once() -> None:
     scheduler.add(first)
     scheduler.add(second)
     batch = scheduler.schedule()
-    assert [e.sequence for e in batch] == [first]
+    assert [s for s, _, _ in batch] == [first]
     scheduler.begin(batch)
     assert scheduler.schedule() == [], "the second waits until the first one's blocks can be found"
     scheduler.update(batch, [7])
     batch = scheduler.schedule()
-    assert [(e.sequence, e.start) for e in batch] == [(second, 12)]
+    assert batch == [(second, 12, 13)]
     scheduler.begin(batch)
     assert scheduler.update(batch, [7]) == [FinishReason.LENGTH]
     assert second.num_cached_tokens == 12
@@ -246,7 +244,6 @@ def test_a_full_step_leaves_room_for_empty_places(num_chats: int, chunk: int) ->
         PicturePool(0),
         max_num_seqs=64,
         max_num_batched_tokens=100,
-        max_model_len=400,
         decode_places=[8, 20],
     )
     for i in range(num_chats):
@@ -256,10 +253,10 @@ def test_a_full_step_leaves_room_for_empty_places(num_chats: int, chunk: int) ->
     scheduler.add(long)
     for first in (0, chunk):
         batch = scheduler.schedule()
-        assert [(e.start, e.end) for e in batch if e.sequence is long] == [(first, first + chunk)]
+        assert (long, first, first + chunk) in batch
         assert len(batch) == num_chats + 1
         scheduler.begin(batch)
-        scheduler.update(batch, [1 if e.sequence is not long else None for e in batch])
+        scheduler.update(batch, [1 if s is not long else None for s, _, _ in batch])
 
 
 def run(scheduler: Scheduler, tokens: list[int]) -> None:
@@ -269,9 +266,7 @@ def run(scheduler: Scheduler, tokens: list[int]) -> None:
 
 
 def test_a_running_sequence_takes_the_blocks_of_the_youngest() -> None:
-    scheduler = Scheduler(
-        BlockPool(4, 2), PicturePool(0), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=8
-    )
+    scheduler = Scheduler(BlockPool(4, 2), PicturePool(0), max_num_seqs=2, max_num_batched_tokens=8)
     old, young = (
         Sequence(Request(name, tokens, SamplingParams(max_tokens=4)))
         for name, tokens in (("old", (1, 2, 3, 4)), ("young", (5, 6)))
@@ -304,7 +299,6 @@ def test_the_next_turn_finds_the_answer_while_others_wait() -> None:
         PicturePool(0),
         max_num_seqs=2,
         max_num_batched_tokens=64,
-        max_model_len=200,
     )
     chat, other, waiting = (
         Sequence(Request(name, (i,) * 8, SamplingParams(max_tokens=count)))
