@@ -12,11 +12,16 @@ from shuzhai.config import (
     DecoderConfig,
     EngineConfig,
     ModelConfig,
-    VisionConfig,
     parse_bytes,
 )
 from shuzhai.engine.memory_table import ENGLISH, TableWords, render
-from shuzhai.engine.workspace import ElementSizes, Workspace, workspace_of
+from shuzhai.engine.workspace import (
+    ElementSizes,
+    Workspace,
+    tile_bytes,
+    tiles_per_batch,
+    workspace_of,
+)
 from shuzhai.errors import ConfigError, MemoryBudgetError
 
 # With memory = "auto": leave room for the rest of the machine, and on a CPU take no more for cached
@@ -26,10 +31,6 @@ _AUTO_KV_BYTES = 4 * 2**30
 _AUTO_TOKENS_PER_SEQ = 8192
 _GPU_SPARE_SHARE = 0.05
 _GPU_SPARE_BYTES = 2**28
-# For the activations of the tiles that are encoded at a time: enough to keep a device busy. On a
-# GPU the 13 tiles of a large picture make two batches.
-_TILE_BATCH_BYTES = 128 * 2**20
-_GPU_TILE_BATCH_BYTES = 256 * 2**20
 # Rows of pictures that are kept: at least those of the largest picture there can be.
 _PICTURE_ROWS = 16384
 # Dynamic NTK works beyond the training length, with falling quality.
@@ -187,8 +188,8 @@ def plan_memory(
     """
     budget = memory_budget(config, available_bytes, is_gpu=sizes.is_gpu)
     block_bytes = _block_bytes(model.decoder, config, sizes)
-    workspace = workspace_of(model.decoder, config, sizes)
-    tiles_per_batch, picture_rows, vision = _plan_vision(model, sizes)
+    workspace = workspace_of(model, config, sizes)
+    num_tiles, picture_rows, vision = _plan_vision(model, sizes)
     limit = allowed_length(model.decoder, config)
     room = max(0, budget - sizes.weight_bytes - workspace.total_bytes - vision)
     if config.num_blocks is not None:
@@ -209,7 +210,7 @@ def plan_memory(
         weight_bytes=sizes.weight_bytes,
         workspace=workspace,
         vision_bytes=vision,
-        tiles_per_batch=tiles_per_batch,
+        tiles_per_batch=num_tiles,
         picture_rows=picture_rows,
         block_bytes=block_bytes,
         block_size=config.block_size,
@@ -224,7 +225,7 @@ def fit_plan(
     plan: MemoryPlan, model: ModelConfig, config: EngineConfig, measured_bytes: int
 ) -> MemoryPlan:
     """The plan with as many KV blocks as the budget holds beside what was measured: all that is
-    taken but the KV cache and recorded steps. MemoryBudgetError if what was promised does not fit.
+    taken but the KV cache and CUDA graphs. MemoryBudgetError if what was promised does not fit.
     """
     limit = allowed_length(model.decoder, config)
     room = plan.budget_bytes - measured_bytes - plan.workspace.graph_bytes
@@ -377,7 +378,7 @@ def allowed_length(model: DecoderConfig, config: EngineConfig) -> int:
 
 def _fixed_bytes(model: ModelConfig, config: EngineConfig, sizes: ElementSizes) -> int:
     """All but the KV cache."""
-    workspace = workspace_of(model.decoder, config, sizes).total_bytes
+    workspace = workspace_of(model, config, sizes).total_bytes
     return sizes.weight_bytes + workspace + _plan_vision(model, sizes)[2]
 
 
@@ -410,19 +411,8 @@ def _plan_vision(model: ModelConfig, sizes: ElementSizes) -> tuple[int, int, int
     vision = model.vision
     if vision is None:
         return 0, 0, 0
-    tile = tile_bytes(vision, sizes)
-    batch_bytes = _GPU_TILE_BATCH_BYTES if sizes.is_gpu else _TILE_BATCH_BYTES
-    tiles = max(1, min(MAX_TILES, batch_bytes // tile))
+    num_tiles = tiles_per_batch(vision, sizes)
     largest = vision.tokens_per_tile * (1 if vision.max_tiles == 1 else MAX_TILES + 1)
     rows = max(_PICTURE_ROWS, largest)
     row_bytes = model.decoder.hidden_size * sizes.activation_bytes
-    return tiles, rows, tiles * tile + rows * row_bytes
-
-
-def tile_bytes(vision: VisionConfig, sizes: ElementSizes) -> int:
-    """Activations of a block of the tower for one tile; on a CPU in float32 at worst."""
-    positions = vision.patches_per_side**2 + 1
-    if not sizes.is_gpu:
-        return positions * (10 * vision.hidden_size + 3 * vision.intermediate_size) * 4
-    per_position = 10 * vision.hidden_size + 2 * vision.intermediate_size
-    return positions * per_position * sizes.activation_bytes
+    return num_tiles, rows, num_tiles * tile_bytes(vision, sizes) + rows * row_bytes

@@ -17,13 +17,24 @@ from shuzhai.config import EngineConfig, ModelConfig
 from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.kv_cache import allocate_kv_cache
 from shuzhai.engine.memory import MemoryPlan, fit_plan, plan_memory
-from shuzhai.engine.transfer import pack_to_device
-from shuzhai.engine.warmup import HOLES_BYTES, allocated_bytes, measure, run_largest
+from shuzhai.engine.tower_graphs import TowerGraphs
+from shuzhai.engine.transfer import step_to_device
+from shuzhai.engine.warmup import (
+    HOLES_BYTES,
+    allocated_bytes,
+    measure,
+    measure_launch_tokens,
+    run_largest,
+)
 from shuzhai.engine.workspace import (
     ElementSizes,
+    GraphSize,
     context_estimate,
     full_step_seqs,
     graph_sizes,
+    graph_tiles,
+    with_recorded,
+    worth_recording,
 )
 from shuzhai.formats.kv import head_bytes
 from shuzhai.kernels.base import Kernels
@@ -58,7 +69,8 @@ class Runner:
     """A model with its cache, ready to run steps. encoder: None for a model that reads text only.
 
     last_ids  [max_num_seqs] int64 on the device: the engine writes what a step sampled
-    graphs    of steps of few tokens and of full ones, on a GPU
+    graphs    of steps, on a GPU
+    tower     of batches of tiles, on a GPU
     """
 
     model: ModelConfig
@@ -71,6 +83,7 @@ class Runner:
     dtype: torch.dtype
     last_ids: Tensor
     graphs: StepGraphs | None = None
+    tower: TowerGraphs | None = None
 
     @classmethod
     def load(
@@ -139,38 +152,77 @@ class Runner:
         if device.type == "cpu":
             return replace(runner, kv=allocate(plan.num_blocks))
         with runner.current():
-            measured = runner._measure(allocate, sizes.context_bytes) - others_bytes
-            plan = fit_plan(plan, model, config, measured)
+            measured, launch_tokens = runner._measure(allocate, sizes.context_bytes)
+            steps = worth_recording(
+                graph_sizes(plan.max_num_seqs, plan.max_num_batched_tokens), launch_tokens
+            )
+            workspace = with_recorded(plan.workspace, model, steps, sizes)
+            plan = replace(plan, workspace=workspace)
+            plan = fit_plan(plan, model, config, measured - others_bytes)
             runner = replace(runner, plan=plan, kv=allocate(plan.num_blocks))
-            runner = runner._with_graphs(lambda done: report(share + done * (1 - share)))
+            runner = runner._with_graphs(
+                steps, launch_tokens, lambda done: report(share + done * (1 - share))
+            )
             runner._run_largest(runner.kv)  # takes hold of the memory that was measured
             return runner
 
-    def _measure(self, allocate: Callable[[int], list[KVPages]], context_bytes: int) -> int:
-        """What the largest steps take beside the KV cache, in bytes, weights included."""
-        plan = self.plan
+    def _measure(
+        self, allocate: Callable[[int], list[KVPages]], context_bytes: int
+    ) -> tuple[int, int]:
+        """What the largest steps take beside the KV cache, in bytes, weights included; and
+        measure_launch_tokens."""
+        plan, kv = self.plan, list[KVPages]()
         tokens = min(plan.max_num_batched_tokens, plan.num_tokens)
         num_blocks = -(-tokens // plan.block_size)
-        peak = measure(lambda: self._run_largest(allocate(num_blocks)), self.device, context_bytes)
+
+        def run() -> None:
+            kv.extend(allocate(num_blocks))
+            self._run_largest(kv)
+
+        peak = measure(run, self.device, context_bytes)
+        launch_tokens = measure_launch_tokens(self.decoder, kv, plan, self.device)
+        torch.cuda.empty_cache()
         # Rows of pictures are taken as they come, and steps of many sizes leave holes.
         later = plan.picture_rows * self.model.decoder.hidden_size * self.dtype.itemsize
-        return peak - num_blocks * plan.block_bytes + later + HOLES_BYTES
+        return peak - num_blocks * plan.block_bytes + later + HOLES_BYTES, launch_tokens
 
     def _run_largest(self, kv: list[KVPages]) -> None:
-        """The largest step of each kind, over pages that hold nothing yet."""
+        """The largest step of each kind, over pages that hold nothing yet, and batch of tiles: all
+        launched one by one, whether they are recorded or not."""
         run_largest(self.decoder, self.kernels, kv, self.plan, self.device)
-        if self.model.vision is not None:
-            side = self.model.vision.image_size
-            self.encode([np.zeros((self.plan.tiles_per_batch, side, side, 3), np.uint8)])
+        if self.encoder is not None:
+            self._encode_plainly(self._empty_tiles(self.plan.tiles_per_batch))
             torch.cuda.synchronize(self.device)
 
-    def _with_graphs(self, progress: Callable[[float], None]) -> Runner:
+    def _with_graphs(
+        self, sizes: list[GraphSize], launch_tokens: int, progress: Callable[[float], None]
+    ) -> Runner:
         if not self.kernels.can_record(self.model.decoder, self.kv[0], self.dtype):
             return self
         num_pages = -(-self.plan.max_model_len // self.plan.block_size)
-        sizes = graph_sizes(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
-        graphs = StepGraphs(self.decoder, self.kv, sizes, num_pages, self.last_ids, progress)
-        return replace(self, graphs=graphs)
+        tiles, pool = graph_tiles(self.plan.tiles_per_batch), torch.cuda.graph_pool_handle()
+        share = len(sizes) / (len(sizes) + len(tiles))
+        # Steps first: their tensors are the largest, as a rule, and the memory of those is cut up
+        # for smaller ones, but never joined for larger ones.
+        graphs = StepGraphs(
+            self.decoder, self.kv, sizes, num_pages, self.last_ids, pool, launch_tokens,
+            lambda done: progress(share * done),
+        )  # fmt: skip
+        tower: TowerGraphs | None = None
+        if self.model.vision is not None:
+            num_rows = len(tiles) * self.model.vision.tokens_per_tile
+            rows = torch.empty(
+                (num_rows, self.model.decoder.hidden_size),
+                dtype=self.decoder.activation_dtype,
+                device=self.device,
+            )
+            tower = TowerGraphs(
+                self._encode_plainly, self._empty_tiles(len(tiles)), rows, pool,
+                lambda done: progress(share + (1 - share) * done),
+            )  # fmt: skip
+            tower.rehearse()
+        graphs.rehearse()
+        return replace(self, graphs=graphs, tower=tower)
 
     def current(self) -> AbstractContextManager[object]:
         """Within it the runner's GPU is the one that kernels are launched on."""
@@ -181,7 +233,9 @@ class Runner:
         """Places for sequences of one token in the recorded steps that are full."""
         if self.graphs is None:
             return []
-        return full_step_seqs(self.plan.max_num_seqs, self.plan.max_num_batched_tokens)
+        full = self.plan.max_num_batched_tokens
+        recorded = {s.num_seqs for s in self.graphs.sizes if s.num_seqs + s.num_tokens == full}
+        return [n for n in full_step_seqs(self.plan.max_num_seqs, full) if n in recorded]
 
     @property
     def works_ahead(self) -> bool:
@@ -193,17 +247,7 @@ class Runner:
         overwritten by the next step."""
         if self.graphs is not None and (hidden := self.graphs.run(step)) is not None:
             return hidden
-        return self.decoder(self._move(step), self.kv)
-
-    def _move(self, step: StepInput) -> StepInput:
-        """The step on the device, by one transfer."""
-        if self.device.type == "cpu":
-            return step
-        on_host = {
-            name: tensor for name, tensor in step.tensors().items() if tensor.device.type == "cpu"
-        }
-        moved = pack_to_device(list(on_host.values()), self.device)
-        return replace(step, **dict(zip(on_host, moved, strict=True)))
+        return self.decoder(step_to_device(step, self.device), self.kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, n] -> [R, vocab] float32, a tensor of the caller's own."""
@@ -211,13 +255,25 @@ class Runner:
 
     def encode(self, parts: Sequence[np.ndarray]) -> Tensor:
         """Tiles [N, size, size, 3] uint8, at most plan.tiles_per_batch in all -> rows of the
-        decoder."""
-        assert self.encoder is not None, "only models with a tower are given pictures"
+        decoder [N * tokens_per_tile, n], to be copied before the next call: what a graph makes is
+        overwritten by it."""
         count, on_cpu = sum(map(len, parts)), self.device.type == "cpu"
         host = torch.empty((count, *parts[0].shape[1:]), dtype=torch.uint8, pin_memory=not on_cpu)
         np.concatenate(parts, out=host.numpy())
-        rows = self.encoder(host if on_cpu else host.to(self.device, non_blocking=True))
-        return rows.to(self.decoder.activation_dtype)
+        if self.tower is not None and (rows := self.tower.run(host)) is not None:
+            return rows
+        return self._encode_plainly(host if on_cpu else host.to(self.device, non_blocking=True))
+
+    def _encode_plainly(self, tiles: Tensor) -> Tensor:
+        """The same of tiles on the device, launched one by one."""
+        assert self.encoder is not None, "only models with a tower are given pictures"
+        return self.encoder(tiles).to(self.decoder.activation_dtype)
+
+    def _empty_tiles(self, count: int) -> Tensor:
+        """[count, size, size, 3] uint8 on the device"""
+        assert self.model.vision is not None, "the model has a tower"
+        side = self.model.vision.image_size
+        return torch.zeros((count, side, side, 3), dtype=torch.uint8, device=self.device)
 
 
 def available_bytes(device: torch.device) -> int:

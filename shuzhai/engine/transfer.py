@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from shuzhai.step import StepInput
 
 # Where a tensor may begin within a shared buffer.
 _ALIGNMENT = 16
@@ -54,6 +57,17 @@ def pack_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tens
     host = torch.empty(packing.num_bytes, dtype=torch.uint8, pin_memory=True)
     packing.fill(host, tensors)
     return packing.views(host.to(device, non_blocking=True))
+
+
+def step_to_device(step: StepInput, device: torch.device) -> StepInput:
+    """The step on the device; what is on the host of it goes there by one transfer."""
+    if device.type == "cpu":
+        return step
+    on_host = {
+        name: tensor for name, tensor in step.tensors().items() if tensor.device.type == "cpu"
+    }
+    moved = pack_to_device(list(on_host.values()), device)
+    return replace(step, **dict(zip(on_host, moved, strict=True)))
 
 
 class Fetch:

@@ -23,7 +23,15 @@ from shuzhai.engine.memory import (
     plan_memory,
     share_memory,
 )
-from shuzhai.engine.workspace import context_estimate, graph_sizes
+from shuzhai.engine.workspace import (
+    context_estimate,
+    graph_sizes,
+    graph_tiles,
+    tile_bytes,
+    tiles_per_batch,
+    with_recorded,
+    workspace_of,
+)
 from shuzhai.errors import ConfigError, MemoryBudgetError
 
 GIB = 2**30
@@ -184,6 +192,40 @@ def test_graphs_fill_few_places_in_vain() -> None:
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == min(most, 512)
         assert all(b - a <= max(8, a / 4) for a, b in pairwise(sizes))
+
+
+def test_batches_of_tiles_that_are_recorded() -> None:
+    assert [list(graph_tiles(n)) for n in (0, 1, 3)] == [[], [1], [1, 2, 3]]
+    assert graph_tiles(7)[-1] == 7
+    assert graph_tiles(64)[-1] == graph_tiles(8)[-1] == 8
+
+
+@pytest.mark.parametrize("num_tokens", [512, 4096])
+def test_the_plan_counts_a_recorded_tower(num_tokens: int) -> None:
+    """Steps and tiles take turns in the memory of the largest of them; the rest adds up."""
+    config = EngineConfig(max_num_batched_tokens=num_tokens).resolved("cuda")
+    model = seeing()
+    blind = workspace_of(dataclasses.replace(model, vision=None), config, GPU_SIZES)
+    both = workspace_of(model, config, GPU_SIZES)
+    assert model.vision is not None
+    num_tiles = len(graph_tiles(tiles_per_batch(model.vision, GPU_SIZES)))
+    assert both.num_graphs == blind.num_graphs + num_tiles
+    own = num_tiles * (5 * 2**20 + 448 * 448 * 3 + 256 * 576 * 2)
+    steps = graph_sizes(config.max_num_seqs, num_tokens)
+    handed_on = sum(size.num_seqs + size.num_chunks for size in steps) * 576 * 2
+    widest = blind.graph_bytes - len(steps) * 5 * 2**20 - handed_on
+    tower = num_tiles * tile_bytes(model.vision, GPU_SIZES)
+    assert (tower > widest) == (num_tokens == 512)
+    assert both.graph_bytes == blind.graph_bytes + own + max(0, tower - widest)
+    assert dataclasses.replace(both, num_graphs=0, graph_bytes=0) == dataclasses.replace(
+        blind, num_graphs=0, graph_bytes=0
+    )
+    few = with_recorded(both, model, steps[:3], GPU_SIZES)
+    assert few.num_graphs == 3 + num_tiles
+    assert few.graph_bytes < both.graph_bytes
+    assert with_recorded(few, model, steps, GPU_SIZES) == both
+    on_cpu = EngineConfig().resolved("cpu")
+    assert workspace_of(model, on_cpu, SIZES).num_graphs == 0
 
 
 def test_auto_on_a_gpu_takes_what_is_free_and_leaves_a_margin() -> None:

@@ -106,7 +106,7 @@ def test_other_streams_go_on_while_a_picture_is_encoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step encodes no more than the planned batch, and everybody else moves in it."""
-    monkeypatch.setattr("shuzhai.engine.memory._TILE_BATCH_BYTES", 1)
+    monkeypatch.setattr("shuzhai.engine.workspace._TILE_BATCH_BYTES", 1)
     engine = load(folder)
     assert engine.plan.tiles_per_batch == 1
     batches = watch(engine, monkeypatch)
@@ -281,7 +281,7 @@ def test_steps_without_pictures_do_no_work_for_them(
 def test_features_are_those_of_whole_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = span(0, 7).pixels
     whole = load(folder).vision_features(pixels)
-    monkeypatch.setattr("shuzhai.engine.memory._TILE_BATCH_BYTES", 1)
+    monkeypatch.setattr("shuzhai.engine.workspace._TILE_BATCH_BYTES", 1)
     torch.testing.assert_close(load(folder).vision_features(pixels), whole, atol=1e-5, rtol=0)
 
 

@@ -17,6 +17,7 @@ from shuzhai.config import EngineConfig
 from shuzhai.engine.engine import Engine, release_memory
 from shuzhai.engine.graphs import StepGraphs
 from shuzhai.engine.request import Request, SamplingParams
+from shuzhai.engine.tower_graphs import TowerGraphs
 from shuzhai.step import StepInput
 from tests.parity.test_internlm2 import GREEDY, run
 from tests.parity.test_internlm2 import load as load_on_cpu
@@ -163,8 +164,7 @@ def test_full_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_gives_its_memory_back() -> None:
-    """Scratch memory and graphs, too, though it refers to itself: PyTorch ends the process where
-    a pool goes before its graphs."""
+    """Graphs, too, though it refers to itself."""
     reference = Reference.read(OWN / "internlm2")
     engine = load(reference.folder, "bfloat16")
     run(engine, requests_of(reference, engine))
@@ -173,7 +173,7 @@ def test_an_engine_gives_its_memory_back() -> None:
     before = torch.cuda.memory_reserved()
     engine = load(reference.folder, "bfloat16")
     run(engine, requests_of(reference, engine))
-    engine.cycle = [engine, engine._runner.scratch]
+    engine.cycle = [engine, engine._runner.graphs]
     assert torch.cuda.memory_reserved() > before
     del engine
     release_memory(collect=True)
@@ -236,3 +236,48 @@ def test_the_memory_stays_within_the_budget() -> None:
     context = engine.plan.workspace.context_bytes
     assert torch.cuda.max_memory_reserved() + context <= 2 * 2**30
     assert engine.plan.total_bytes <= 2 * 2**30
+
+
+@pytest.mark.parametrize("folder", FOLDERS[1:], ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_a_recorded_tower_is_the_tower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows and answers with graphs and without; rows that were taken stay, though each
+    replay writes over those of the one before."""
+    if not folder.exists():
+        pytest.skip("no reference data beside the checkout")
+    reference = Reference.read(folder)
+    engine = load(folder, "float32")
+    runner, vision = engine._runner, engine.model_config.vision
+    assert runner.tower is not None
+    most = max(runner.tower._graphs)
+    assert most == min(8, engine.plan.tiles_per_batch)
+    side, rng = vision.image_size, np.random.default_rng(1)
+    tiles = [rng.integers(0, 256, (n, side, side, 3), np.uint8) for n in range(1, most + 2)]
+    replays: list[int] = []
+    run_recorded = TowerGraphs.run
+
+    def count(self: TowerGraphs, pixels: torch.Tensor) -> torch.Tensor | None:
+        rows = run_recorded(self, pixels)
+        replays.extend([len(pixels)] * (rows is not None))
+        return rows
+
+    found = []
+    for replaced in (count, lambda self, pixels: None):
+        monkeypatch.setattr(TowerGraphs, "run", replaced)
+        features = [engine.vision_features(pixels) for pixels in tiles]
+        salt = bytes([len(found)])  # no picture is kept for the second time
+        requests = requests_of(reference, engine, cache_salt=salt)
+        answers = {name: result[0] for name, result in run(engine, requests).items()}
+        found.append((features, answers))
+    assert set(replays) >= set(range(1, most + 1))
+    (recorded, answers), (plain, expected) = found
+    assert answers == expected
+    for a, b in zip(recorded, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    with torch.inference_mode(), runner.current():
+        monkeypatch.setattr(TowerGraphs, "run", run_recorded)
+        first = runner.encode([tiles[1]])
+        kept = first.clone()
+        second = runner.encode([tiles[0]])
+        assert second.data_ptr() == first.data_ptr()  # to be copied before the next call
+        torch.testing.assert_close(kept.float().cpu(), plain[1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(second.float().cpu(), plain[0], rtol=1e-3, atol=1e-3)
