@@ -15,8 +15,9 @@ from torch import Tensor
 
 from shuzhai.engine.memory import MemoryPlan
 from shuzhai.engine.transfer import step_to_device
-from shuzhai.engine.workspace import SAMPLE_ROWS
+from shuzhai.engine.workspace import LOGIT_ROWS, SAMPLE_ROWS
 from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.head_rows import head_rows
 from shuzhai.models.decoder import Decoder
 from shuzhai.step import DrawInput, KVPages, StepInput
 
@@ -65,7 +66,8 @@ def draw_input(num_rows: int, device: torch.device) -> DrawInput:
 def run_largest(
     decoder: Decoder, kernels: Kernels, kv: list[KVPages], plan: MemoryPlan, device: torch.device
 ) -> None:
-    """A step's most tokens; draws and log-probabilities of as many sequences as can run.
+    """A step's most tokens; draws and log-probabilities of as many sequences as can run; and logits
+    of every number of rows.
 
     The largest first: PyTorch keeps what was freed and gives parts of it to smaller steps, whereas
     steps that grow little by little would each take new memory.
@@ -84,6 +86,9 @@ def run_largest(
         logprobs = logits[rows].log_softmax(-1)
         kernels.draw(logits[rows], draw_input(some, device))
         del logits, logprobs
+    most = max(most, min(LOGIT_ROWS, num_tokens))
+    for count in sorted({head_rows(n) for n in range(1, most + 1)}):
+        decoder.logits(hidden.expand(count, -1).contiguous())
     torch.cuda.synchronize(device)
 
 

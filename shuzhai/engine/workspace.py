@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from shuzhai.config import MAX_TILES, DecoderConfig, EngineConfig, ModelConfig, VisionConfig
+from shuzhai.kernels.head_rows import head_rows
 
 # What a CUDA context takes with the kernels of a library or two, where it was not measured: on
 # data-centre cards, and on others.
@@ -199,6 +200,8 @@ def workspace_of(model: ModelConfig, config: EngineConfig, sizes: ElementSizes) 
     assert num_seqs is not None, "the config is resolved"
     assert num_tokens is not None, "the config is resolved"
     logit_rows = min(num_seqs, num_tokens)
+    if sizes.is_gpu:
+        logit_rows = head_rows(logit_rows)
     copies = 3 * min(logit_rows, SAMPLE_ROWS)  # adjusted, probabilities, and their running sum
     logits = (logit_rows + copies) * decoder.vocab_size * 4
     if not sizes.is_gpu:

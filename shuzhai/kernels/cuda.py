@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from shuzhai.config import DecoderConfig
 from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.head_rows import head_rows
 from shuzhai.kernels.triton import few_rows, kv_store, linear, pointwise, sampling
 from shuzhai.kernels.triton.attention import supports
 from shuzhai.kernels.triton.decode_attention import DecodeWorkspace, decode_attend
@@ -55,9 +56,12 @@ class CudaKernels(Kernels):
             return linear.linear(x.contiguous(), weight, out_dtype=torch.float32)
         if few_rows.supports(x, weight):
             return few_rows.linear(x.contiguous(), weight, self._few_rows, out_dtype=torch.float32)
+        count = len(x)
+        if more := head_rows(count) - count:
+            x = F.pad(x, (0, 0, 0, more))
         if x.dtype == torch.float32:
-            return F.linear(x, weight.float())
-        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+            return F.linear(x, weight.float())[:count]
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)[:count]
 
     def norm_linear(
         self,

@@ -9,6 +9,8 @@ import torch
 
 from shuzhai.engine import warmup
 from shuzhai.engine.warmup import launch_tokens, measure_launch_tokens, run_largest
+from shuzhai.engine.workspace import LOGIT_ROWS
+from shuzhai.kernels.head_rows import head_rows
 from tests.parity.test_internlm2 import OWN_REFERENCE, load
 
 
@@ -28,6 +30,8 @@ def test_every_kind_of_step_runs(monkeypatch: pytest.MonkeyPatch, num_seqs: int)
         run_largest(runner.decoder, runner.kernels, runner.kv, runner.plan, runner.device)
     largest = {1: [1], 3: [3, 2, 1], 60: [60, 40, 20, 2, 1], 200: [200, 40, 20, 2, 1]}[num_seqs]
     assert heads[: len(largest)] == largest
+    # No request is the first to have so many rows: of its prompt, too.
+    assert {*heads} >= {head_rows(n) for n in range(1, max(num_seqs, LOGIT_ROWS) + 1)}
 
 
 def test_no_more_rows_than_tokens_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

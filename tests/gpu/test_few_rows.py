@@ -16,6 +16,7 @@ from tests.gpu.conftest import is_interpreted
 pytest.importorskip("triton")
 
 from shuzhai.kernels.cuda import CudaKernels
+from shuzhai.kernels.head_rows import head_rows
 from shuzhai.kernels.triton import few_rows as ours
 from shuzhai.kernels.triton import pointwise
 from tests.gpu.test_linear import HALF, check, noise, product, unit, weight_of
@@ -135,13 +136,21 @@ def test_the_kernels_of_an_engine_multiply_few_rows_so(
     x, norm = noise(count, n, dtype=dtype, device=device), noise(n, dtype=dtype, device=device)
     weight, bias = weight_of(m, n, dtype, device), noise(m, dtype=dtype, device=device)
     check(kernels.linear(x, weight, bias), *product(x, weight, bias), unit(dtype))
-    logits = kernels.head(x, weight)
-    assert logits.dtype == torch.float32
-    check(logits, *product(x, weight), 1e-5)
+    # Few, and many, which are filled up.
+    for num_rows in [count] if is_interpreted() else [count, 97, 128]:
+        rows = noise(num_rows, n, dtype=dtype, device=device)
+        logits = kernels.head(rows, weight)
+        assert logits.dtype == torch.float32
+        check(logits, *product(rows, weight), 1e-5)
     got, total = kernels.norm_gated_linear(x, x, norm, EPS, weight)
     normed, want = kernels.rms_norm(x, norm, EPS, x)
     assert torch.equal(total, want)
     check_gated(got, normed, weight, unit(dtype))
+
+
+def test_rows_of_logits_are_filled_up_where_these_kernels_end() -> None:
+    assert [head_rows(n) for n in (1, ours.MAX_ROWS)] == [1, ours.MAX_ROWS]
+    assert head_rows(ours.MAX_ROWS + 1) > ours.MAX_ROWS + 1
 
 
 def test_wrong_operands_are_refused(device: torch.device, workspace: ours.FewRowsWorkspace) -> None:
