@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
@@ -20,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.testing import do_bench
 
 from shuzhai.engine.kv_cache import allocate_kv_cache
-from shuzhai.kernels.triton import decode_attention
 from shuzhai.kernels.triton.attention import Tile
-from shuzhai.kernels.triton.decode_attention import DecodeWorkspace, decode_attend
+from shuzhai.kernels.triton.decode_attention import decode_attend
+from shuzhai.kernels.triton.decode_tiles import DecodeWorkspace, decode_parts
 from shuzhai.kernels.triton.kv_store import rotate_and_store
 from shuzhai.kernels.triton.prefill_attention import prefill_attention
 from shuzhai.step import KVPages
@@ -85,12 +84,15 @@ class Decode:
         last = self.tables[:, (length - 1) // PAGE_SIZE].long()
         self.slots = last * PAGE_SIZE + (length - 1) % PAGE_SIZE
         self.workspace = DecodeWorkspace(DEVICE)
+        self.parts = decode_parts(
+            self.lengths.cpu(), HEADS, KV_HEADS, HEAD_DIM, torch.bfloat16, bits, self.workspace
+        ).to(DEVICE)
 
     def run(self, tile: Tile | None = None) -> None:
         for pages in self.pages:
             decode_attend(
                 self.qkv, self.cos, self.sin, pages, self.slots, self.lengths, self.tables,
-                SCALE, self.workspace, tile=tile,
+                self.parts, SCALE, self.workspace, tile=tile,
             )  # fmt: skip
 
     def microseconds(self, tile: Tile | None = None) -> float:
@@ -223,10 +225,6 @@ def sweep() -> None:
     for t in DECODE_TILES:
         times = [rate(lambda c=case, t=t: c.microseconds(t)) for case in cases.values()]
         print_row(f"{t.keys:>4} keys {t.warps} warps {t.stages} stages", times)
-    for spans in ((32, 64, 128), (32, 128, 512), (64, 128, 512), (128, 256, 1024)):
-        with patch.multiple(decode_attention, _MIN_SPANS=spans, _CODE_SPANS=spans):
-            times = [case.microseconds() for case in cases.values()]
-        print_row(f"spans {spans}", times)
     print("prefill, TFLOP/s of 512, 3500, 2048 of 32768, bits", BITS)
     for t in PREFILL_TILES:
         rates = [

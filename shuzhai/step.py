@@ -33,6 +33,8 @@ class StepInput:
     image_rows    [I] int64, indices into T of the positions of pictures, or None where there are
                   none: known on the host, so that no step asks the device
     image_states  [I, n] what stands there instead of embedded tokens
+    parts         of the past of those num_decodes sequences, which kernels attend to side by side:
+                  what Kernels.decode_parts makes of their lengths
     """
 
     token_ids: Tensor
@@ -49,6 +51,7 @@ class StepInput:
     rope_lengths: Tensor | None = None
     image_rows: Tensor | None = None
     image_states: Tensor | None = None
+    parts: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that there are, by name."""
@@ -65,6 +68,7 @@ class StepInput:
             "rope_lengths": self.rope_lengths,
             "image_rows": self.image_rows,
             "image_states": self.image_states,
+            "parts": self.parts,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class _Graph:
 
 
 _PACKED = (
-    "token_ids", "positions", "slots", "logit_rows", "cu_seqlens_q", "seq_lens", "sources",
+    "token_ids", "positions", "slots", "logit_rows", "cu_seqlens_q", "seq_lens", "sources", "parts",
 )  # fmt: skip
 
 
@@ -170,9 +171,10 @@ class StepGraphs:
         places = max(size.num_seqs + size.num_chunks for size in ordered)
         self._tables = torch.zeros((places, num_pages), dtype=torch.int32, device=last_ids.device)
         self._known_tables = torch.zeros((0, 0), dtype=torch.int32)
+        self._prepare = partial(decoder.prepared, pages=kv[0])
         graphs: list[_Graph] = []
         for size in reversed(ordered):
-            empty = _empty_step(size)
+            empty = self._prepare(_empty_step(size))
             graphs.append(
                 _Graph(size, empty, self._tables, last_ids, lambda step: decoder(step, kv), pool)
             )
@@ -188,7 +190,7 @@ class StepGraphs:
         """Hidden states of a host step, to be used before the next step; None: no graph fits."""
         for graph in self._graphs:
             if fits(step, graph.size, self._launch_tokens):
-                full = padded(step, graph.size)
+                full = self._prepare(padded(step, graph.size))
                 self._set_tables(full.block_tables)
                 return graph.replay(full)[: len(step.logit_rows)]
         return None
@@ -198,7 +200,7 @@ class StepGraphs:
         to the GPU at its first launch. To be called behind all captures, each of which gives the
         pinned memory back that replays take."""
         for graph in self._graphs:
-            graph.replay(_empty_step(graph.size))
+            graph.replay(self._prepare(_empty_step(graph.size)))
         torch.cuda.synchronize()
 
     def _set_tables(self, tables: Tensor) -> None:

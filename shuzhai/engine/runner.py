@@ -247,7 +247,8 @@ class Runner:
         overwritten by the next step."""
         if self.graphs is not None and (hidden := self.graphs.run(step)) is not None:
             return hidden
-        return self.decoder(step_to_device(step, self.device), self.kv)
+        prepared = self.decoder.prepared(step, self.kv[0])
+        return self.decoder(step_to_device(prepared, self.device), self.kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, n] -> [R, vocab] float32, a tensor of the caller's own."""

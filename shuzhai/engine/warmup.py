@@ -49,7 +49,7 @@ def _prefill(
     decoder: Decoder, kv: list[KVPages], num_tokens: int, block_size: int, device: torch.device
 ) -> Tensor:
     """Launch a prompt of so many tokens one by one: hidden state [1, n] of its last."""
-    step = prefill_step(num_tokens, block_size)
+    step = decoder.prepared(prefill_step(num_tokens, block_size), kv[0])
     return decoder(step_to_device(step, device), kv)
 
 

@@ -142,6 +142,13 @@ class Kernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def decode_parts(
+        self, seq_lens: Tensor, config: DecoderConfig, pages: KVPages, dtype: torch.dtype
+    ) -> Tensor | None:
+        """StepInput.parts of a step whose sequences of one token have these lengths [B] int32, on
+        the host: as large for the same B. dtype: of the queries. None: there is no use for it."""
+        return None
+
     def attend(
         self,
         qkv: Tensor,

@@ -14,7 +14,8 @@ from shuzhai.kernels.base import Kernels
 from shuzhai.kernels.head_rows import head_rows
 from shuzhai.kernels.triton import few_rows, kv_store, linear, pointwise, sampling
 from shuzhai.kernels.triton.attention import supports
-from shuzhai.kernels.triton.decode_attention import DecodeWorkspace, decode_attend
+from shuzhai.kernels.triton.decode_attention import decode_attend
+from shuzhai.kernels.triton.decode_tiles import DecodeWorkspace, decode_parts
 from shuzhai.kernels.triton.prefill_attention import prefill_attention
 from shuzhai.step import DrawInput, KVPages, StepInput
 
@@ -125,6 +126,16 @@ class CudaKernels(Kernels):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
+    def decode_parts(
+        self, seq_lens: Tensor, config: DecoderConfig, pages: KVPages, dtype: torch.dtype
+    ) -> Tensor | None:
+        if not len(seq_lens) or not self.can_record(config, pages, dtype):
+            return None
+        return decode_parts(
+            seq_lens, config.num_heads, config.num_kv_heads, config.head_dim, dtype, pages.bits,
+            self._workspace,
+        )  # fmt: skip
+
     def attend(
         self,
         qkv: Tensor,
@@ -143,10 +154,11 @@ class CudaKernels(Kernels):
         count = step.num_decodes
         out = qkv.new_empty(num_tokens, num_heads, head_dim)
         if count:
+            assert step.parts is not None, "decode_parts was asked"
             decode_attend(
                 qkv[:count], cos[:count], sin[:count], pages, step.slots[:count],
-                step.seq_lens[:count], step.block_tables[:count], scale, self._workspace,
-                out[:count],
+                step.seq_lens[:count], step.block_tables[:count], step.parts, scale,
+                self._workspace, out[:count],
             )  # fmt: skip
         if count < num_tokens:
             query, _ = kv_store.rotate_and_store(

@@ -6,6 +6,7 @@ It knows nothing of checkpoints (`models/weights.py`) nor of requests: tokens in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -125,8 +126,16 @@ class Decoder:
         self._kernels = kernels
         self._head = weights.get("head", self._embedding)
 
+    def prepared(self, step: StepInput, pages: KVPages) -> StepInput:
+        """A step on the host, with what kernels work out on the host, once for all layers; pages:
+        of any layer."""
+        lengths = step.seq_lens[: step.num_decodes]
+        parts = self._kernels.decode_parts(lengths, self.config, pages, self.activation_dtype)
+        return replace(step, parts=parts)
+
     def __call__(self, step: StepInput, kv: Sequence[KVPages]) -> Tensor:
-        """Run one step: hidden states [R, n] of the step's logit rows. Fills the pages of kv."""
+        """Run one step, which was prepared: hidden states [R, n] of the step's logit rows. Fills
+        the pages of kv."""
         x = self._kernels.embed(step.token_ids, self._embedding, step.last_ids, step.sources)
         x = x.to(self.activation_dtype)
         if step.image_rows is not None and step.image_states is not None:

@@ -6,15 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from shuzhai.config import DecoderConfig
 from shuzhai.engine import graphs, tower_graphs
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import Request
 from shuzhai.engine.workspace import graph_sizes
 from shuzhai.kernels.base import Kernels
+from shuzhai.kernels.decode_parts import choose_parts, cut
+from shuzhai.step import KVPages
 from tests.parity.test_internlm2 import GREEDY, load, run
 from tests.parity.test_vision import request_of
 from tests.support.played import capture
 from tests.support.reference import OWN, Reference
+
+
+def _parts(
+    self: Kernels, seq_lens: Tensor, config: DecoderConfig, pages: KVPages, dtype: torch.dtype
+) -> Tensor | None:
+    if not len(seq_lens):
+        return None
+    aim, places = choose_parts(len(seq_lens), config.num_kv_heads, 64)
+    return torch.from_numpy(cut(seq_lens.numpy(), aim, places, 32))
 
 
 @pytest.fixture
@@ -23,6 +35,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "capture", capture)
     monkeypatch.setattr("shuzhai.engine.runner.make_kernels", lambda _: Kernels())
     monkeypatch.setattr(Kernels, "can_record", lambda *_: True)
+    monkeypatch.setattr(Kernels, "decode_parts", _parts)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)

@@ -36,7 +36,8 @@ class Tile:
 def supports(head_dim: int, dtype: torch.dtype, bits: int, group: int) -> bool:
     """The kernels serve heads of this size in activations of this type, KV pages of these bits and
     so many query heads to a kv head."""
-    fits = head_dim in (32, 64, 128, 256) or (head_dim == 16 and bits != 4)
+    # A head is at least 16 units of 16 bits, which codes are multiplied by.
+    fits = head_dim in (16, 32, 64, 128, 256) and head_dim * bits >= 256
     known = bits in (4, 8) or bits == 8 * dtype.itemsize
     return fits and known and dtype in _FLOATS and group <= _MAX_GROUP
 
