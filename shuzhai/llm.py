@@ -214,7 +214,7 @@ class LLM:
             if output.request_id not in answers:
                 continue
             which, answer = answers[output.request_id]
-            delta = answer.push(output)
+            delta = answer.push([output])
             if delta.finish_reason is not None:
                 del answers[output.request_id]
             if answer.stopped_early:

@@ -33,18 +33,38 @@ class Answer:
         self._num_prompt_tokens = len(request.token_ids)
         self._num_tokens = 0
 
-    def push(self, output: StepOutput) -> Delta:
-        """The piece that a step output brings; its text may be empty.
+    def push(self, outputs: Sequence[StepOutput]) -> Delta:
+        """The piece that step outputs bring together; its text may be empty.
 
-        Raises the error with which the engine gave up on the request, if it did.
+        What comes after a stop string counts for nothing. An error comes alone: raises that with
+        which the engine gave up on the request.
         """
-        if output.error is not None:
-            raise output.error
-        text, reason = "", output.finish_reason
-        for token_id in output.token_ids:
-            self._num_tokens += 1
-            if token_id != output.stop_id:
-                text += self._detokenizer.push(token_id)
+        if outputs[0].error is not None:
+            raise outputs[0].error
+        text, reason, count = "", None, 0
+        # A stop string may end the answer after any of them; else they are read at once.
+        for step in [[o] for o in outputs] if self._params.stop_strings else [outputs]:
+            piece, reason = self._read(step)
+            text += piece
+            count += len(step)
+            if reason is not None:
+                break
+        read = outputs[:count]
+        return Delta(
+            index=self._index,
+            text=text,
+            token_ids=[i for o in read for i in o.token_ids],
+            usage=Usage(self._num_prompt_tokens, self._num_tokens, read[-1].num_cached_tokens),
+            logprobs=[self._logprob(entry) for o in read for entry in o.logprobs],
+            prompt_logprobs=[self._logprob(entry) for o in read for entry in o.prompt_logprobs],
+            finish_reason=None if reason is None else reason.value,
+        )
+
+    def _read(self, outputs: Sequence[StepOutput]) -> tuple[str, FinishReason | None]:
+        """What they add to the text that is safe to show, and why the answer ends there."""
+        reason = outputs[-1].finish_reason
+        self._num_tokens += sum(len(o.token_ids) for o in outputs)
+        text = self._detokenizer.push(*(i for o in outputs for i in o.token_ids if i != o.stop_id))
         if reason is not None:
             text += self._detokenizer.flush()
         if self._num_tokens >= self._params.min_tokens:
@@ -54,15 +74,7 @@ class Answer:
                 reason = FinishReason.STOP
             elif reason is not None:
                 text += self._stops.flush()
-        return Delta(
-            index=self._index,
-            text=text,
-            token_ids=list(output.token_ids),
-            usage=Usage(self._num_prompt_tokens, self._num_tokens, output.num_cached_tokens),
-            logprobs=[self._logprob(entry) for entry in output.logprobs],
-            prompt_logprobs=[self._logprob(entry) for entry in output.prompt_logprobs],
-            finish_reason=None if reason is None else reason.value,
-        )
+        return text, reason
 
     def _logprob(self, entry: TokenLogprob) -> Logprob:
         return self._describe(

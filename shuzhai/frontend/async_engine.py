@@ -2,6 +2,9 @@
 
 The thread wakes each event loop at most once a step. Nothing flows back to it but new requests and
 aborts. Detokenising happens in the consumer's coroutine, tokenising in a small pool of threads.
+
+A loop that keeps up gets a piece a step. To one that does not, the steps it has missed come as one
+piece: what a piece costs, on its way through HTTP too, is paid less often the later it is.
 """
 
 from __future__ import annotations
@@ -13,11 +16,10 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,48 @@ _MAX_PIXEL_BYTES = 256 * 2**20
 _PICTURE_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
-    """Where the outputs of one generate() call go. None is put when the engine has died."""
+    """Where the outputs of one generate() call go. None comes last when the engine has died.
 
-    loop: asyncio.AbstractEventLoop
-    outputs: asyncio.Queue[StepOutput | None]
-    pixel_bytes: int
+    Two threads: the engine's puts, that of the loop takes. Neither ever waits for the other.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pixel_bytes: int) -> None:
+        self.loop = loop
+        self.pixel_bytes = pixel_bytes
+        self._outputs: deque[StepOutput | None] = deque()
+        self._arrived = asyncio.Event()
+        self._is_called = False
+
+    def put(self, output: StepOutput | None) -> bool:
+        """Whether `wake` must be called in the loop: else it will be, for an earlier output."""
+        self._outputs.append(output)
+        if self._is_called:
+            return False
+        self._is_called = True
+        return True
+
+    def wake(self) -> None:
+        self._arrived.set()
+
+    async def take(self) -> list[StepOutput]:
+        """All that has come since, at least one, but that an error comes alone. Empty: the end."""
+        while not self._outputs:
+            await self._arrived.wait()
+            self._arrived.clear()
+            self._is_called = False  # before it is looked again: what comes from now on calls
+        taken: list[StepOutput] = []
+        while self._outputs:
+            output = self._outputs[0]
+            if taken and (output is None or output.error is not None):
+                break
+            self._outputs.popleft()
+            if output is None:
+                break
+            taken.append(output)
+            if output.error is not None:
+                break
+        return taken
 
 
 class AsyncEngine:
@@ -158,21 +195,24 @@ class AsyncEngine:
             for index, r in enumerate(requests)
         }
         pixel_bytes = sum(image.pixels.nbytes for image in prompt.images)
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), pixel_bytes)
+        stream = _Stream(asyncio.get_running_loop(), pixel_bytes)
         self._submit(requests, stream)
         try:
             while answers:
-                output = await stream.outputs.get()
-                if output is None:
+                outputs = await stream.take()
+                if not outputs:
                     raise EngineDeadError(f"the engine has stopped: {self._cause_of_death}")
-                answer = answers.get(output.request_id)
-                if answer is None:
-                    continue
-                delta = answer.push(output)
-                if delta.finish_reason is not None:
-                    del answers[output.request_id]
-                    self._forget([output.request_id], abort=answer.stopped_early)
-                yield delta
+                parts: dict[str, list[StepOutput]] = {}
+                for output in outputs:
+                    parts.setdefault(output.request_id, []).append(output)
+                for request_id, part in parts.items():
+                    if (answer := answers.get(request_id)) is None:
+                        continue
+                    delta = answer.push(part)
+                    if delta.finish_reason is not None:
+                        del answers[request_id]
+                        self._forget([request_id], abort=answer.stopped_early)
+                    yield delta
         finally:
             self._forget(list(answers), abort=True)
 
@@ -215,9 +255,12 @@ class AsyncEngine:
                     f"{len(self._streams)} requests are in the queue and {limit} is the most; "
                     "try again in a moment"
                 )
-            others = sum(each.pixel_bytes for each in set(self._streams.values()))
-            if others and others + stream.pixel_bytes > _MAX_PIXEL_BYTES:
-                raise OverloadedError("too many pictures are in the queue; try again in a moment")
+            if stream.pixel_bytes:  # else it is none of its business, and hundreds are asked
+                others = sum(each.pixel_bytes for each in set(self._streams.values()))
+                if others and others + stream.pixel_bytes > _MAX_PIXEL_BYTES:
+                    raise OverloadedError(
+                        "too many pictures are in the queue; try again in a moment"
+                    )
             self._streams.update((r.id, stream) for r in requests)
         for request in requests:
             self._commands.put(partial(self._engine.add, request))
@@ -258,14 +301,13 @@ class AsyncEngine:
         self._stopping = True
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput]]]
-        by_loop = defaultdict(list)
-        with self._lock:
-            for output in outputs:
-                if (stream := self._streams.get(output.request_id)) is not None:
-                    by_loop[stream.loop].append((stream, output))
-        for loop, items in by_loop.items():
-            _call_in(loop, partial(_put_all, items))
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[_Stream]] = defaultdict(list)
+        for output in outputs:
+            stream = self._streams.get(output.request_id)  # one look-up needs no lock
+            if stream is not None and stream.put(output):
+                by_loop[stream.loop].append(stream)
+        for loop, streams in by_loop.items():
+            _call_in(loop, partial(_wake_all, streams))
 
     def _bury(self) -> None:
         """Tell all that still wait that no more will come."""
@@ -275,13 +317,14 @@ class AsyncEngine:
                 self._cause_of_death = "it was shut down"
             left = list(self._streams.values())
             self._streams.clear()
-        for stream in left:
-            _call_in(stream.loop, partial(stream.outputs.put_nowait, None))
+        for stream in set(left):
+            stream.put(None)
+            _call_in(stream.loop, stream.wake)
 
 
-def _put_all(items: list[tuple[_Stream, StepOutput]]) -> None:
-    for stream, output in items:
-        stream.outputs.put_nowait(output)
+def _wake_all(streams: list[_Stream]) -> None:
+    for stream in streams:
+        stream.wake()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

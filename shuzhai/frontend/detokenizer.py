@@ -22,9 +22,9 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = at_start
 
-    def push(self, token_id: int) -> str:
-        """The characters that this token completes, perhaps none."""
-        data = self._tokenizer.token_bytes(token_id)
+    def push(self, *token_ids: int) -> str:
+        """The characters that these tokens complete, perhaps none."""
+        data = b"".join(map(self._tokenizer.token_bytes, token_ids))
         if self._at_start and data:
             data = self._tokenizer.strip_start(data)
             self._at_start = False

@@ -213,7 +213,7 @@ class Processor:
                 f"the prompt has {len(ids)} tokens, but the context holds {self.max_model_len}",
                 param="prompt",
             )
-        if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
+        if not all(issubclass(k, Integral) and k is not bool for k in set(map(type, ids))):
             raise InvalidRequestError("a prompt of token ids must hold whole numbers", "prompt")
         plain = [int(i) for i in ids]
         return EncodedPrompt(self.tokenizer.decode(plain, skip_special=False), plain)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -41,6 +42,8 @@ from shuzhai.server.stream import Answering, EventStream, Pieces, merge, unless_
 
 _MAX_ECHOED_LOGPROBS = 65536
 _HEALTH_PATH = "/health"
+# So few ids of a request are read sooner than a thread gets its turn.
+_IDS_AT_ONCE = 1024
 
 
 def create_app(
@@ -169,9 +172,7 @@ class _Api:
     async def completions(self, request: Request) -> Response:
         return await unless_gone(
             request.receive,
-            self._begin_completions(
-                request, await self._reader.object(request, CompletionRequest.parse)
-            ),
+            self._begin_completions(request, *await self._reader.object(request, _completion)),
         )
 
     async def _begin_chat(self, request: Request, ask: ChatRequest) -> Response:
@@ -195,14 +196,14 @@ class _Api:
         pieces = merge([engine.generate(prompt, params, cache_salt=salt)], params.n)
         return await _begin(ask, Answering(pieces, ChatFormat(ask.logprobs), model.name, params.n))
 
-    async def _begin_completions(self, request: Request, ask: CompletionRequest) -> Response:
+    async def _begin_completions(
+        self, request: Request, ask: CompletionRequest, texts: list[str | list[int]]
+    ) -> Response:
         _check_sampling(ask, self._registry.find(ask.model))
-        texts = await asyncio.to_thread(ask.prompts)
         model, engine = await self._registry.use(ask.model, request.state.leaving)
         params = ask.sampling(engine.processor.default_sampling)
         prompts = await _encode_all(engine, texts)
         del texts
-        ask = ask.model_copy(update={"prompt": ""})
         request.state.held.release()
         _check_echo(ask, prompts)
         salt = cache_salt(request.state.tenant, ask.cache_salt)
@@ -216,6 +217,12 @@ class _Api:
         except ContextLengthError as error:  # whoever found it thought of a chat
             param = "prompt" if error.param == "messages" else error.param
             raise ContextLengthError(str(error), param) from None
+
+
+def _completion(data: Mapping[str, Any]) -> tuple[CompletionRequest, list[str | list[int]]]:
+    """What is asked, and about which prompts: it keeps none."""
+    ask = CompletionRequest.parse(data)
+    return ask.model_copy(update={"prompt": ""}), ask.prompts()
 
 
 def _prepare(
@@ -268,9 +275,12 @@ async def _encode_all(
     engine: AsyncEngine, prompts: Sequence[str | list[int]]
 ) -> list[EncodedPrompt]:
     encoded = []
+    is_short = sum(map(len, prompts)) <= _IDS_AT_ONCE
     for prompt in prompts:
         if isinstance(prompt, str):
             encoded.append(await engine.encode_text(prompt))
+        elif is_short:
+            encoded.append(engine.processor.encode_ids(prompt))
         else:
             encoded.append(await asyncio.to_thread(engine.processor.encode_ids, prompt))
     return encoded

@@ -25,6 +25,10 @@ _STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":
     _STOP_SIGNALS.append(signal.SIGBREAK)
 
+# How long a thread keeps the interpreter while others want it. An engine's thread lets it go dozens
+# of times a step: by Python's 5 ms it could wait for the event loop longer than the step takes.
+_SWITCH_SECONDS = 5e-4
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to host and port that does not listen yet; ConfigError says why it cannot."""
@@ -122,6 +126,10 @@ class PoliteServer(uvicorn.Server):
         self._registry = registry
         self._drain_seconds = drain_seconds
         self._say = say
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        await super().serve(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -81,7 +82,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(BaseModel, ABC):
     """What chat and text completions have in common. Absent and null are the same."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -127,15 +128,19 @@ class GenerationRequest(BaseModel):
             raise InvalidRequestError("stream_options needs stream: true", param="stream_options")
         return request
 
+    @abstractmethod
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """The model's defaults, overridden by what was asked for."""
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
-        given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(
-            defaults,
-            logit_bias={_token_id(key): value for key, value in self.logit_bias.items()},
-            **given,
-        )
+
+    def _sampling(
+        self, defaults: SamplingParams, max_tokens: int | None, **more: int | None
+    ) -> SamplingParams:
+        """Made at once: each making checks all. `more` is in the words of one kind of request."""
+        asked = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        asked["max_tokens"] = max_tokens
+        given = {name: value for name, value in asked.items() if value is not None}
+        bias = {_token_id(key): value for key, value in self.logit_bias.items()}
+        return dataclasses.replace(defaults, logit_bias=bias, **given, **more)
 
 
 class ChatRequest(GenerationRequest):
@@ -167,11 +172,10 @@ class ChatRequest(GenerationRequest):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        asked = self.model_copy(update={"max_tokens": next(iter(limits), None)})
-        params = GenerationRequest.sampling(asked, defaults)
+        max_tokens = next(iter(limits), None)
         if self.logprobs:
-            return dataclasses.replace(params, logprobs=self.top_logprobs or 0)
-        return params
+            return self._sampling(defaults, max_tokens, logprobs=self.top_logprobs or 0)
+        return self._sampling(defaults, max_tokens)
 
     def plain_messages(self) -> list[dict[str, Any]]:
         """The messages without keys that say nothing."""
@@ -203,10 +207,9 @@ class CompletionRequest(GenerationRequest):
             )
         max_tokens = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         # The engine always makes a token; the one that was not asked for is dropped.
-        asked = self.model_copy(update={"max_tokens": 1 if self.is_echo_only else max_tokens})
-        params = GenerationRequest.sampling(asked, defaults)
-        return dataclasses.replace(
-            params,
+        return self._sampling(
+            defaults,
+            1 if self.is_echo_only else max_tokens,
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
         )
@@ -237,7 +240,7 @@ class CompletionRequest(GenerationRequest):
 
 
 def _are_ids(value: list[Any]) -> bool:
-    return bool(value) and all(type(item) is int for item in value)
+    return set(map(type, value)) == {int}
 
 
 def _is_neutral(name: str, value: object) -> bool:

@@ -109,16 +109,20 @@ class Answering:
 
     async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """Server-sent events, one a choice, with [DONE] at the end."""
-        kind = self._wording.chunk_object
-        no_usage = {"usage": None} if include_usage else {}
+        envelope = _encode(self._envelope(self._wording.chunk_object, []))
+        head, tail = f"data: {envelope[:-2]}".encode(), b"]}\n\n"
+        if include_usage:
+            tail = b'],"usage":null}\n\n'
         async with aclosing(self.choices()) as choices:
             async for choice in choices:
-                yield _event({**self._envelope(kind, [choice]), **no_usage})
+                yield head + _encode(choice).encode() + tail
+        last = b"data: [DONE]\n\n"
         if include_usage:
-            yield _event({**self._envelope(kind, []), "usage": self.usage})
-        yield b"data: [DONE]\n\n"
+            last = head + b'],"usage":' + _encode(self.usage).encode() + b"}\n\n" + last
+        yield last
 
     def _envelope(self, kind: str, choices: Sequence[Json]) -> Json:
+        """`choices` come last: events are put together around them."""
         return {
             "id": self._id,
             "object": kind,
@@ -128,9 +132,8 @@ class Answering:
         }
 
 
-def _event(data: Json) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+# Made once: json.dumps makes one for each text.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 class EventStream(Response):
