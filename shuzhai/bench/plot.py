@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _MARGIN = 420, 300, 56
-_COLOURS = ("#1f6feb", "#9aa4b2")
+_WIDTH, _HEIGHT, _MARGIN = 460, 300, 56
+# On the right, for the names of the lines; and between two of them.
+_NAMES, _APART = 64, 12
+_COLOURS = ("#1f6feb", "#7a8594")
 
 Points = Sequence[tuple[float, float]]
 
@@ -36,23 +38,29 @@ def sweep_svg(title: str, results: Sequence[Mapping[str, Any]]) -> str:
 def _panel(name: str, lines: Mapping[str, Points], left: float) -> str:
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]
-    x_low, x_high = _bounds(xs, 2)
-    y_low, y_high = _bounds(ys, 10)
+    x_low, x_high = min(xs), max(max(xs), 2 * min(xs))
+    ticks = _ticks(ys)
+    y_low, y_high = ticks[0], ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = math.log(x / x_low) / math.log(x_high / x_low)
         up = math.log(y / y_low) / math.log(y_high / y_low)
-        wide, high = _WIDTH - 1.5 * _MARGIN, _HEIGHT - 1.5 * _MARGIN
+        wide, high = _WIDTH - _MARGIN - _NAMES, _HEIGHT - 1.5 * _MARGIN
         return left + _MARGIN + across * wide, 30 + _MARGIN / 2 + (1 - up) * high
 
-    parts = [_grid(place, sorted(set(xs)), (y_low, y_high), (x_low, x_high))]
+    parts = [_grid(place, sorted(set(xs)), ticks, (x_low, x_high))]
+    last = math.inf
     for (label, points), colour in zip(lines.items(), _COLOURS, strict=True):
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         end_x, end_y = place(*points[-1])
+        last = min(end_y + 4, last - _APART)  # the limit is above what was measured
+        parts.append(f'<text x="{end_x + 8:.1f}" y="{last:.1f}" fill="{colour}">{label}</text>')
+    for x, y in lines["measured"]:
+        across, down = place(x, y)
         parts.append(
-            f'<text x="{end_x:.1f}" y="{end_y - 6:.1f}" text-anchor="end" fill="{colour}">'
-            f"{label}</text>"
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.5" fill="{_COLOURS[0]}"/>'
+            f'<text x="{across + 3:.1f}" y="{down + 14:.1f}" font-size="9">{_rounded(y)}</text>'
         )
     middle = left + _WIDTH / 2
     parts.append(f'<text x="{middle}" y="{30 + _MARGIN / 4}" text-anchor="middle">{name}</text>')
@@ -60,33 +68,44 @@ def _panel(name: str, lines: Mapping[str, Points], left: float) -> str:
 
 
 def _grid(
-    place: Any, xs: Sequence[float], y_bounds: tuple[float, float], x_bounds: tuple[float, float]
+    place: Any, xs: Sequence[float], ticks: Sequence[float], x_bounds: tuple[float, float]
 ) -> str:
     parts = []
     for x in xs:
-        at, bottom = place(x, y_bounds[0])
+        at, bottom = place(x, ticks[0])
         parts.append(
             f'<text x="{at:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{_short(x)}</text>'
         )
-    y = y_bounds[0]
-    while y <= y_bounds[1] * 1.001:
+    for y in ticks:
         (start, at), (end, _) = place(x_bounds[0], y), place(x_bounds[1], y)
         parts.append(
             f'<line x1="{start:.1f}" y1="{at:.1f}" x2="{end:.1f}" y2="{at:.1f}" stroke="#ddd"/>'
-            f'<text x="{start - 6:.1f}" y="{at + 4:.1f}" text-anchor="end">{_short(y)}</text>'
+            f'<text x="{start - 6:.1f}" y="{at + 4:.1f}" text-anchor="end">{_rounded(y)}</text>'
         )
-        y *= 10
     return "".join(parts)
 
 
-def _bounds(values: Sequence[float], base: int) -> tuple[float, float]:
-    """Powers of the base around the values."""
-    low = base ** math.floor(math.log(min(values), base) + 1e-9)
-    high = base ** math.ceil(math.log(max(values), base) - 1e-9)
-    return float(low), float(high if high > low else low * base)
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Powers of ten around the values; 1, 2 and 5 times these where they are within two of them."""
+    lowest, highest = math.log10(min(values)), math.log10(max(values))
+    factors = (1, 2, 5) if highest - lowest < 1 else (1,)
+    powers = range(math.floor(lowest), math.ceil(highest) + 2)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    first = max(i for i, tick in enumerate(ticks) if tick <= min(values) or i == 0)
+    last = min(i for i, tick in enumerate(ticks) if tick >= max(values) and i > first)
+    return ticks[first : last + 1]
 
 
 def _short(number: float) -> str:
+    """Of tokens, which come in powers of two."""
     if number >= 1024 and number % 1024 == 0:
         return f"{number / 1024:.0f}k"
-    return f"{number / 1000:.0f}k" if number >= 1000 and number % 1000 == 0 else f"{number:g}"
+    return f"{number:g}"
+
+
+def _rounded(number: float) -> str:
+    """To three digits at most: 757, 58.3k, 1M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
+import h11
 import httpx
 import numpy as np
 
+from shuzhai.bench.client import Recording, Site
 from shuzhai.bench.report import Report, median, milliseconds, percentile
 from shuzhai.errors import ShuzhaiError
 
-# A prompt may wait for all that came before it.
-_TIMEOUT = httpx.Timeout(600.0, connect=30.0)
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Answer:
-    """Times in seconds of one clock."""
+    """Times in seconds of one clock: when it was asked, and when its pieces came."""
 
     asked: float
-    pieces: list[float] = field(default_factory=list)
-    num_tokens: int = 0
+    pieces: list[float]
+    num_tokens: int
 
 
 def serve(
@@ -41,6 +41,9 @@ def serve(
     times; 0: all at once. At most so many are open at a time. ShuzhaiError if one is refused.
 
     least_seconds  that they take if all come at once
+
+    A piece is an event that has text. A server that is late may put several tokens into one: ITL is
+    the time between events, TPOT counts tokens.
     """
     answers, seconds = asyncio.run(_ask_all(url, key, asked, rate, concurrency))
     firsts = [answer.pieces[0] - answer.asked for answer in answers]
@@ -82,36 +85,33 @@ async def _ask_all(
     concurrency: int,
 ) -> tuple[list[_Answer], float]:
     """The answers, and the seconds from the first request to the last token."""
-    base = url.rstrip("/").removesuffix("/v1")
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     gate = asyncio.Semaphore(concurrency)
     rng = np.random.default_rng(0)
     waits = rng.exponential(1 / rate, len(asked)) if rate else np.zeros(len(asked))
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     try:
-        # A proxy of the environment would be asked for this machine's own server.
-        async with httpx.AsyncClient(
-            base_url=base, headers=headers, timeout=_TIMEOUT, limits=limits, trust_env=False
-        ) as client:
-            model = await _first_model(client)
-            start = time.perf_counter()
+        site = Site(url.rstrip("/").removesuffix("/v1"), key)
+        model = site.first_model()
+        start = time.perf_counter()
 
-            async def ask(at: float, ids: Sequence[int], count: int) -> _Answer:
-                await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-                answer = _Answer(time.perf_counter())  # waiting for the gate is waiting, too
-                async with gate:
-                    await _ask(client, model, ids, count, answer)
-                return answer
+        async def ask(at: float, ids: Sequence[int], count: int) -> tuple[float, Recording]:
+            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+            now = time.perf_counter()  # waiting for the gate is waiting, too
+            async with gate:
+                return now, await site.post("/v1/completions", _body(model, ids, count))
 
-            arrivals = np.cumsum(waits).tolist()
-            calls = [ask(at, *each) for at, each in zip(arrivals, asked, strict=True)]
-            answers = await _all_or_none(calls)
-    except httpx.HTTPError as error:
+        arrivals = np.cumsum(waits).tolist()
+        calls = [ask(at, *each) for at, each in zip(arrivals, asked, strict=True)]
+        recordings = await _all_or_none(calls)
+        answers = [_read(recording, at) for at, recording in recordings]
+    except (httpx.HTTPError, OSError) as error:
         raise ShuzhaiError(f"the server at {url} does not answer: {error!r}") from None
+    # What HTTP cannot say, and what is no answer of such a server.
+    except (httpx.InvalidURL, h11.LocalProtocolError, ValueError, LookupError) as error:
+        raise ShuzhaiError(f"{url} is not to be talked to as OpenAI's: {error!r}") from None
     return answers, max(answer.pieces[-1] for answer in answers) - start
 
 
-async def _all_or_none(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
+async def _all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results; the first error ends the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
@@ -122,34 +122,20 @@ async def _all_or_none(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_A
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _first_model(client: httpx.AsyncClient) -> str:
-    """The model that the server names first."""
-    reply = await client.get("/v1/models")
-    if reply.status_code != 200:
-        raise ShuzhaiError(f"{client.base_url} answered {reply.status_code}: {reply.text[:200]}")
-    return str(reply.json()["data"][0]["id"])
-
-
-async def _ask(
-    client: httpx.AsyncClient, model: str, ids: Sequence[int], count: int, answer: _Answer
-) -> None:
-    body = {
+def _body(model: str, ids: Sequence[int], count: int) -> dict[str, Any]:
+    return {
         "model": model, "prompt": list(ids), "max_tokens": count, "temperature": 0,
         "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    async with client.stream("POST", "/v1/completions", json=body) as reply:
-        if reply.status_code != 200:
-            text = (await reply.aread()).decode("utf-8", "replace")
-            raise ShuzhaiError(f"{client.base_url} answered {reply.status_code}: {text[:300]}")
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            now, event = time.perf_counter(), json.loads(line[6:])
-            if "error" in event:
-                raise ShuzhaiError(f"{client.base_url}: {event['error']}")
-            if event.get("usage"):
-                answer.num_tokens = event["usage"]["completion_tokens"]
-            if any(choice["text"] for choice in event["choices"]):
-                answer.pieces.append(now)
-    if not answer.pieces:
-        raise ShuzhaiError(f"{client.base_url} gave an answer without a word")
+
+
+def _read(recording: Recording, asked: float) -> _Answer:
+    pieces, num_tokens = [], 0
+    for at, event in recording.events():
+        if event.get("usage"):
+            num_tokens = event["usage"]["completion_tokens"]
+        if any(choice["text"] for choice in event["choices"]):
+            pieces.append(at)
+    if not pieces:
+        raise ShuzhaiError("the server gave an answer without a word")
+    return _Answer(asked, pieces, num_tokens)

@@ -69,11 +69,26 @@ def prefill(driver: Driver, work: Work, lengths: Sequence[int], repeats: int) ->
     return Report(("prompt tokens", "median", "tokens/s", "limit", "share"), rows, results)
 
 
-def throughput(driver: Driver, work: Work, num_requests: int, max_tokens: int) -> Report:
-    """The serving workload, all at once, from the first submission to the last token."""
+def throughput(
+    driver: Driver, work: Work, num_requests: int, max_tokens: int, repeats: int
+) -> Report:
+    """The serving workload, all at once, from the first submission to the last token; each time of
+    other ids, of which the engine has no prefix."""
+    runs = [_throughput(driver, work, num_requests, max_tokens, k) for k in range(repeats)]
+    columns = (
+        "requests", "prompt tokens", "output tokens", "time", "output tok/s", "limit", "share",
+        "mean batch", "preempted",
+    )  # fmt: skip
+    return Report(columns, [row for row, _ in runs], [result for _, result in runs])
+
+
+def _throughput(
+    driver: Driver, work: Work, num_requests: int, max_tokens: int, which: int
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The row and the figures of one run."""
     engine = driver.engine
     max_tokens = min(max_tokens, engine.max_model_len // 2)
-    asked = workload(num_requests, max_tokens=max_tokens, vocab_size=driver.vocab_size)
+    asked = workload(num_requests, max_tokens=max_tokens, vocab_size=driver.vocab_size, which=which)
     preempted = engine.stats().num_preemptions
     run = driver.run([driver.request(ids, answer) for ids, answer in asked])
     preempted = engine.stats().num_preemptions - preempted
@@ -82,10 +97,6 @@ def throughput(driver: Driver, work: Work, num_requests: int, max_tokens: int) -
     max_num_seqs = engine.plan.max_num_seqs
     least = work.serve_seconds(lengths, max_num_seqs)
     batch = answers / sum(step.num_tokens > 0 for step in run.steps)
-    columns = (
-        "requests", "prompt tokens", "output tokens", "time", "output tok/s", "limit", "share",
-        "mean batch", "preempted",
-    )  # fmt: skip
     row = (
         f"{num_requests}", f"{prompts:,}", f"{answers:,}", f"{run.seconds:.2f} s",
         f"{answers / run.seconds:,.0f}", f"{answers / least:,.0f}", f"{least / run.seconds:.0%}",
@@ -97,7 +108,7 @@ def throughput(driver: Driver, work: Work, num_requests: int, max_tokens: int) -
         "share": least / run.seconds, "mean_batch": batch, "preemptions": preempted,
         "max_tokens": max_tokens,
     }  # fmt: skip
-    return Report(columns, [row], [result])
+    return row, result
 
 
 def sweep(

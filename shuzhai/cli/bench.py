@@ -84,7 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     grow.add_argument("--steps", type=_many, metavar="N", help="of each point")
     grow.add_argument("--svg", type=_file, metavar="FILE", help="draw it, too")
-    for each in (one, long):
+    for each in (one, long, full):
         each.add_argument("--repeats", type=_count, metavar="N")
     for name, run_one in _KINDS.items():
         kinds.choices[name].set_defaults(run=run_one)
@@ -241,7 +241,8 @@ def _run_prefill(args: argparse.Namespace) -> int:
 def _run_throughput(args: argparse.Namespace) -> int:
     stage = _Stage(args, size_config(args))
     count, most = _workload_size(args, stage.is_gpu)
-    return stage.show(args, throughput(stage.driver, stage.work, count, most))
+    repeats = args.repeats or 1
+    return stage.show(args, throughput(stage.driver, stage.work, count, most, repeats))
 
 
 def _run_sweep(args: argparse.Namespace) -> int:

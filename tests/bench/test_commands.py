@@ -82,9 +82,11 @@ def test_prefill(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
 
 
 def test_throughput(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    _, record = bench(capsys, "throughput", folder, "--requests", "5", "--max-tokens", "12")
-    (result,) = record["results"]
-    assert result["requests"] == 5
+    options = ("--requests", "5", "--max-tokens", "12")
+    _, record = bench(capsys, "throughput", folder, *options, "--repeats", "2")
+    result, again = record["results"]
+    assert result["requests"] == again["requests"] == 5
+    assert result["output_tokens"] == again["output_tokens"]
     assert result["prompt_tokens"] <= 60
     assert 5 <= result["output_tokens"] <= 60
     assert result["output_tokens_per_s"] == result["output_tokens"] / result["seconds"]

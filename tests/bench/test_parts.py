@@ -21,6 +21,9 @@ def test_the_workload_is_the_one_of_the_others() -> None:
     ids = [i for prompt, _ in asked for i in prompt]
     assert min(ids) >= 10
     assert max(ids) < 92544 - 600
+    others = workload(which=1)
+    assert [(len(i), n) for i, n in others] == [(len(i), n) for i, n in asked]
+    assert not any(a[:4] == b[:4] for (a, _), (b, _) in zip(asked, others, strict=True))
     small = workload(vocab_size=700)
     assert [(len(i), n) for i, n in small] == [(len(i), n) for i, n in asked]
     assert max(i for prompt, _ in small for i in prompt) < 100
