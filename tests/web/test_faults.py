@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Response, expect
+from playwright.sync_api import Response, Route, expect
 
 from tests.web.chat import Chat
-from tests.web.conftest import SEES
+from tests.web.conftest import SEES, in_english
 from tests.web.servers import Relay, ServerProcess
 from tests.web.test_chat import HELD
 
@@ -22,6 +22,17 @@ def mended(server: ServerProcess, relay: Relay) -> Iterator[ServerProcess]:
     if not server.is_running:
         server.start()
         server.wait_ready()
+
+
+@in_english
+def test_a_question_comes_before_the_server_was_heard_of(chat: Chat) -> None:
+    """On a slow line the page is there for a while before it knows the models."""
+    held: list[Route] = []
+    chat.page.route("**/api/status", lambda route: held.append(route), times=1)
+    chat.page.reload()
+    chat.begin("Who are you?")
+    expect(chat.body(chat.answered())).to_contain_text("I am")
+    held[0].continue_()
 
 
 def test_the_server_dies_in_the_middle_of_an_answer(

@@ -30,6 +30,7 @@ export function titleText(title: string, language: Language): string {
 // That say all there is to say; of the others the server's words follow.
 const WHOLE: Record<string, string> = {
   engine_dead: "推理引擎已停止。请查看服务器日志，然后重新启动服务。",
+  conversation_busy: "这个对话里的另一个问题正在回答中。",
   conversation_not_found: "这个对话已经不在了。",
   disk_full: "服务器的磁盘满了，没有保存。",
   internal_error: "服务器内部出错，详情见服务器日志。",

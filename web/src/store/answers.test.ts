@@ -4,7 +4,7 @@ import { api, ApiError, OfflineError, type ChatBody, type ChatEvent } from "../a
 import * as client from "../api/client";
 import type { Conversation, Message, Model } from "../api/types";
 import { errorOf, useAnswers } from "./answers";
-import { beginConversation, useChats } from "./chats";
+import { beginConversation, change, useChats } from "./chats";
 import { saveSoon } from "./outbox";
 import { isPending } from "./pending";
 import { useSession } from "./session";
@@ -61,6 +61,58 @@ describe("send", () => {
     expect(useChats.getState().unsaved.has(id)).toBe(false);
     expect(bodies).toEqual([{ model: "tiny", messages: [{ role: "user", content: "Hi there\nyou" }] }]);
     expect(useAnswers.getState().live).toEqual({});
+  });
+
+  it("waits until the models are known", async () => {
+    const refresh = () => Promise.resolve().then(() => useSession.setState({ models: [model], chosen: "tiny" }));
+    useSession.setState({ models: [], chosen: null, refresh });
+    expect(texts(await asked("Hi"))).toEqual(["Hi", "Hello"]);
+    expect(bodies).toMatchObject([{ model: "tiny" }]);
+  });
+
+  it("loses no question that comes while another waits", async () => {
+    const refresh = () => Promise.resolve().then(() => useSession.setState({ models: [model], chosen: "tiny" }));
+    useSession.setState({ models: [], chosen: null, refresh });
+    const { id } = beginConversation();
+    const { send } = useAnswers.getState();
+    const said = await Promise.all([send(id, "First", []), send(id, "Second", [])]);
+    expect(said).toMatchObject([null, { code: "conversation_busy" }]);
+    await ended(id);
+    expect(texts(id)).toEqual(["First", "Hello"]);
+  });
+
+  it("takes the conversation as it is when the models are known", async () => {
+    const other = { ...model, id: "other" };
+    const { id } = beginConversation();
+    const refresh = () => {
+      change(id, (each) => ({ ...each, title: "My name", settings: { ...each.settings, model: "other" } }));
+      useSession.setState({ models: [model, other], chosen: "tiny" });
+      return Promise.resolve();
+    };
+    useSession.setState({ models: [], chosen: null, refresh });
+    expect(await useAnswers.getState().send(id, "Hi", [])).toBeNull();
+    await ended(id);
+    expect(held(id)).toMatchObject({ title: "My name", settings: { model: "other" } });
+    expect(bodies).toMatchObject([{ model: "other" }]);
+  });
+
+  it("leaves nothing behind when no model is known", async () => {
+    useSession.setState({ models: [], chosen: null });
+    const { id } = beginConversation();
+    expect(await useAnswers.getState().send(id, "Hi", [])).toBeInstanceOf(OfflineError);
+    expect(held(id)).toMatchObject({ messages: [], leaf: null });
+  });
+
+  it("asks nothing in a conversation that was deleted while it waited", async () => {
+    const { id } = beginConversation();
+    const refresh = () => {
+      useChats.setState({ held: {} });
+      useSession.setState({ models: [model], chosen: "tiny" });
+      return Promise.resolve();
+    };
+    useSession.setState({ models: [], chosen: null, refresh });
+    expect(await useAnswers.getState().send(id, "Hi", [])).toBeInstanceOf(ApiError);
+    expect(bodies).toEqual([]);
   });
 
   it("leaves nothing behind when the server is away", async () => {

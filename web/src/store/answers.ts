@@ -42,19 +42,20 @@ export const useAnswers = create<Answers>((_, get) => ({
     const conversation = useChats.getState().held[id];
     if (!conversation) return gone();
     const parent = path(conversation.messages, conversation.leaf).at(-1)?.id ?? null;
-    return ask(conversation, message({ parent, role: "user", text, pictures }));
+    return ask(id, message({ parent, role: "user", text, pictures }));
   },
 
   async edit(id, messageId, text, pictures) {
     const { conversation, old } = find(id, messageId);
     if (!conversation || !old) return gone();
-    return ask(conversation, message({ parent: old.parent, role: "user", text, pictures }));
+    return ask(id, message({ parent: old.parent, role: "user", text, pictures }));
   },
 
   async regenerate(id, messageId) {
     const { conversation, old } = find(id, messageId);
-    if (!conversation || !old || get().running[id]) return;
-    const model = currentModel(conversation);
+    if (!conversation || !old) return;
+    const model = await modelToAsk(id);
+    if (get().running[id]) return;
     const answer = message({ parent: old.parent, role: "assistant", model, status: "streaming" });
     change(id, (each) => ({ ...each, messages: [...each.messages, answer], leaf: answer.id }));
     const controller = start(id, answer, "saving");
@@ -64,6 +65,7 @@ export const useAnswers = create<Answers>((_, get) => ({
   },
 
   async continueAnswer(id, messageId) {
+    await modelToAsk(id);
     const { old } = find(id, messageId);
     if (!old || get().running[id]) return;
     const answer: Message = { ...old, status: "streaming", error: null };
@@ -117,11 +119,24 @@ function currentModel(conversation: Conversation): string | null {
   return modelOf(conversation, models, chosen)?.id ?? null;
 }
 
-async function ask(before: Conversation, question: Message): Promise<Error | null> {
-  const { id } = before;
-  const model = currentModel(before);
+/** The same for a question that may come before the server was first heard of. */
+async function modelToAsk(id: string): Promise<string | null> {
+  const model = (): string | null => {
+    const conversation = useChats.getState().held[id];
+    return conversation ? currentModel(conversation) : null;
+  };
+  if (model() === null) await useSession.getState().refresh();
+  return model();
+}
+
+async function ask(id: string, question: Message): Promise<Error | null> {
+  const model = await modelToAsk(id);
+  const before = useChats.getState().held[id];
+  if (!before) return gone();
   if (model === null) return new OfflineError();
-  if (useAnswers.getState().running[id]) return null;
+  if (useAnswers.getState().running[id]) {
+    return new ApiError("another question of this conversation is being answered", 409, "conversation_busy");
+  }
   const answer = message({ parent: question.id, role: "assistant", model, status: "streaming" });
   const title = before.title || titleOf(question.text) || question.pictures[0]?.name || "";
   change(id, (each) => ({
