@@ -29,6 +29,7 @@ from shuzhai.cli.options import (
 from shuzhai.cli.pull import ProgressBar
 from shuzhai.config import EngineConfig, Environment
 from shuzhai.engine.engine import budget_bytes
+from shuzhai.engine.process_memory import share_one_arena
 from shuzhai.errors import ConfigError, ShuzhaiError
 from shuzhai.hub.catalog import DEFAULT_MODELS
 from shuzhai.server.app import create_app
@@ -148,6 +149,7 @@ def _port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Load the first model, then serve until a signal; the port is listened on once it is ready."""
+    share_one_arena()
     environment = Environment.read()
     console = _ServerConsole(highlight=False)
     config = ServerConfig(

@@ -6,12 +6,8 @@ not thread-safe: one thread owns it. Two engines may live in one process.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,24 +83,6 @@ def budget_bytes(config: EngineConfig) -> int:
     # The CUDA context has been taken already, and plans count it in.
     available = available_bytes(device) + context_estimate(torch.cuda.mem_get_info(device)[1])
     return memory_budget(config, available, is_gpu=True)
-
-
-def release_memory(*, collect: bool) -> None:
-    """Give the memory of engines that nobody refers to any more back to the system.
-
-    That is known for glibc alone: other C libraries decide for themselves what they keep.
-
-    collect  also of those that are part of a cycle, which stops all of Python for 0.1 s
-    """
-    if collect:
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

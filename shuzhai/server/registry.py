@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from shuzhai.engine.engine import release_memory
 from shuzhai.engine.memory import share_memory
+from shuzhai.engine.process_memory import release_memory
 from shuzhai.errors import (
     ConfigError,
     InvalidRequestError,

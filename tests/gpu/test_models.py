@@ -14,8 +14,9 @@ import torch
 
 from shuzhai.checkpoint import read_checkpoint_config
 from shuzhai.config import EngineConfig
-from shuzhai.engine.engine import Engine, release_memory
+from shuzhai.engine.engine import Engine
 from shuzhai.engine.graphs import StepGraphs
+from shuzhai.engine.process_memory import release_memory
 from shuzhai.engine.request import Request, SamplingParams
 from shuzhai.engine.tower_graphs import TowerGraphs
 from shuzhai.step import StepInput

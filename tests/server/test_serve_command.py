@@ -32,7 +32,7 @@ from shuzhai.server.run import bind, listen
 from shuzhai.server.settings import ServerConfig
 from tests.server.live import Live
 from tests.server.talk import Chats, message
-from tests.support.tiny import write_checkpoint
+from tests.support.tiny import TinyShape, write_checkpoint
 
 MAIN = """
 import sys
@@ -370,6 +370,23 @@ def test_without_a_name_and_without_a_network(tmp_path: Path) -> None:
         assert live.ask("GET", "/health")[0] == 200
         status, model = live.post("/v1/models/load", {"model": seeing[1]["id"]})
         assert (status, model["state"]) == (200, "loaded")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how memory is counted")
+def test_unloaded_models_give_their_memory_back(tiny_folder: Path, tmp_path: Path) -> None:
+    big = write_checkpoint(tmp_path / "big", TinyShape(hidden_size=1024, intermediate_size=4096))
+    weight_bytes = (big / "model.safetensors").stat().st_size
+    with served(tiny_folder, str(big), "--memory", "1GiB") as (process, live):
+        memory, kept = psutil.Process(process.pid).memory_info, list[int]()
+        for _ in range(8):
+            ask = {"model": "big", "messages": [{"role": "user", "content": "hi"}]}
+            assert live.post("/v1/chat/completions", {**ask, "max_tokens": 4})[0] == 200
+            loaded = memory().rss
+            assert live.post("/v1/models/unload", {"model": "big"})[0] == 200
+            kept.append(memory().rss)
+            assert loaded > kept[0] + weight_bytes * 0.9
+        # The first use of anything takes memory for good.
+        assert max(kept[1:]) < kept[0] + weight_bytes / 4, (kept, weight_bytes)
 
 
 def test_conversations_that_cannot_be_read(
