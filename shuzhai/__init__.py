@@ -1,5 +1,10 @@
 """Shuzhai (书斋): run the Shusheng / InternLM models in 8 GB, or on a CPU."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from shuzhai.config import EngineConfig
 from shuzhai.engine.request import SamplingParams
 from shuzhai.errors import (
@@ -15,7 +20,9 @@ from shuzhai.errors import (
     ShuzhaiError,
 )
 from shuzhai.frontend.outputs import Completion, EncodedPrompt, GenerationOutput, Logprob, Usage
-from shuzhai.llm import LLM
+
+if TYPE_CHECKING:
+    from shuzhai.llm import LLM
 
 __all__ = [
     "LLM",
@@ -37,3 +44,10 @@ __all__ = [
     "ShuzhaiError",
     "Usage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """LLM brings PyTorch, which takes seconds and which not every use of the package needs."""
+    if name != "LLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("shuzhai.llm").LLM

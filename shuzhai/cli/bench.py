@@ -46,7 +46,6 @@ _GPU_CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "bench",
-        help="measure how fast a model runs here",
         description="Measure how fast a model runs here, against what the machine can do: a card, "
         "a table and one line of JSON.",
     )

@@ -35,7 +35,6 @@ _SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "chat",
-        help="talk with a model in the terminal",
         description="Talk with a model in the terminal. With a question, or with one that comes "
         "through a pipe, print the answer and exit.",
     )

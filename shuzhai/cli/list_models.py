@@ -18,7 +18,6 @@ from shuzhai.hub.store import Store
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="show the models that are known, and which are here",
         description="Show the models that are known, and which of them are in the local store or "
         "shipped with shuzhai.",
     )

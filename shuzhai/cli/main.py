@@ -1,36 +1,54 @@
-"""`shuzhai`: one command, a subcommand a task. Each subcommand is a module beside this one."""
+"""`shuzhai`: one command, a subcommand a task. Each subcommand is a module beside this one.
+
+Only the module of the subcommand that is run is imported: most bring PyTorch, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from rich.console import Console
 from rich.text import Text
 
-from shuzhai.cli import bench, chat, list_models, plan, ps, pull, serve, stop
 from shuzhai.cli.options import Parser
 from shuzhai.errors import ShuzhaiError
 
-COMMANDS = (serve, chat, ps, stop, pull, list_models, plan, bench)
+COMMANDS = {
+    "serve": "start the web page and the OpenAI-compatible API",
+    "chat": "talk with a model in the terminal",
+    "ps": "show the models of a running server",
+    "stop": "unload a model of a running server",
+    "pull": "fetch a model into the local store",
+    "list": "show the models that are known, and which are here",
+    "plan": "show where the memory of a model would go, without loading it",
+    "bench": "measure how fast a model runs here",
+}
+_MODULES = {"list": "list_models"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line. Each module of COMMANDS adds its own subparser, with `run` set."""
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The command line: all names of COMMANDS, and all of the chosen one, whose module adds its own
+    subparser, with `run` set."""
     parser = Parser(
         prog="shuzhai", description="Run the Shusheng / InternLM models on your own machine."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    for name, text in COMMANDS.items():
+        if name == chosen:
+            import_module(f"shuzhai.cli.{_MODULES.get(name, name)}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=text)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 on an error (one line on stderr), 130 on Ctrl+C."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        args = build_parser(words[0] if words else None).parse_args(words)
         return args.run(args)
     except ShuzhaiError as error:
         message = Text.assemble(("error: ", "red"), str(error))

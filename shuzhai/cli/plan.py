@@ -109,7 +109,6 @@ class _Case:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "plan",
-        help="show where the memory of a model would go, without loading it",
         description="Show where the memory of a model would go, what context and how many chats "
         "fit, and if it does not fit, what would. Nothing is fetched or loaded. The exit code is 0 "
         "if it fits.",

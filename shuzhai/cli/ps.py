@@ -25,7 +25,6 @@ _STYLES = {"loaded": "green", "loading": "yellow", "failed": "red"}
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "ps",
-        help="show the models of a running server",
         description="Show the models of a running server, and what each is doing.",
     )
     add_server_address(parser)

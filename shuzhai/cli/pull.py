@@ -110,7 +110,6 @@ def show_path(path: Path) -> str:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "pull",
-        help="fetch a model into the local store",
         description="Fetch a model into the local store. Interrupted downloads from a hub are gone "
         "on with.",
     )

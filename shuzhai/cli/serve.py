@@ -68,7 +68,6 @@ class _ServerConsole(Console):
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="start the web page and the OpenAI-compatible API",
         description="Start the web page and the OpenAI-compatible API.",
     )
     add_models(parser)

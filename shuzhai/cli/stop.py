@@ -14,7 +14,6 @@ from shuzhai.cli.ps import ask
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "stop",
-        help="unload a model of a running server",
         description="Have a running server unload a model, or stop loading it. The next request "
         "for it loads it again. A model that is in use is not stopped.",
     )

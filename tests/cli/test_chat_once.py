@@ -195,9 +195,8 @@ def test_a_reader_that_goes_away_is_no_error_message(run, monkeypatch):
 _COMMAND = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from shuzhai.cli import chat, main
-main.COMMANDS = (chat,)
-sys.exit(main.main())
+from shuzhai.cli.main import main
+sys.exit(main())
 """
 
 
