@@ -29,7 +29,7 @@ async function* untilStopped(text: string, signal: AbortSignal): AsyncGenerator<
 beforeEach(() => {
   bodies.length = 0;
   answer = () => says("Hel", "lo");
-  useSession.setState({ models: [model], chosen: "tiny", refresh: () => Promise.resolve(), refreshSoon: () => undefined });
+  useSession.setState({ models: [model], chosen: "tiny", refresh: () => Promise.resolve(null), refreshSoon: () => undefined });
   vi.spyOn(client, "streamChat").mockImplementation((body, signal) => {
     bodies.push(body);
     return answer(body, signal);
@@ -64,14 +64,22 @@ describe("send", () => {
   });
 
   it("waits until the models are known", async () => {
-    const refresh = () => Promise.resolve().then(() => useSession.setState({ models: [model], chosen: "tiny" }));
+    const refresh = async () => {
+      await Promise.resolve();
+      useSession.setState({ models: [model], chosen: "tiny" });
+      return null;
+    };
     useSession.setState({ models: [], chosen: null, refresh });
     expect(texts(await asked("Hi"))).toEqual(["Hi", "Hello"]);
     expect(bodies).toMatchObject([{ model: "tiny" }]);
   });
 
   it("loses no question that comes while another waits", async () => {
-    const refresh = () => Promise.resolve().then(() => useSession.setState({ models: [model], chosen: "tiny" }));
+    const refresh = async () => {
+      await Promise.resolve();
+      useSession.setState({ models: [model], chosen: "tiny" });
+      return null;
+    };
     useSession.setState({ models: [], chosen: null, refresh });
     const { id } = beginConversation();
     const { send } = useAnswers.getState();
@@ -87,7 +95,7 @@ describe("send", () => {
     const refresh = () => {
       change(id, (each) => ({ ...each, title: "My name", settings: { ...each.settings, model: "other" } }));
       useSession.setState({ models: [model, other], chosen: "tiny" });
-      return Promise.resolve();
+      return Promise.resolve(null);
     };
     useSession.setState({ models: [], chosen: null, refresh });
     expect(await useAnswers.getState().send(id, "Hi", [])).toBeNull();
@@ -96,19 +104,24 @@ describe("send", () => {
     expect(bodies).toMatchObject([{ model: "other" }]);
   });
 
-  it("leaves nothing behind when no model is known", async () => {
-    useSession.setState({ models: [], chosen: null });
-    const { id } = beginConversation();
-    expect(await useAnswers.getState().send(id, "Hi", [])).toBeInstanceOf(OfflineError);
-    expect(held(id)).toMatchObject({ messages: [], leaf: null });
-  });
+  it.each([new OfflineError(), new ApiError("Who are you?", 401, "invalid_api_key"), null])(
+    "says why no model is known, and leaves nothing behind: %s",
+    async (reason) => {
+      useSession.setState({ models: [], chosen: null, refresh: () => Promise.resolve(reason) });
+      const { id } = beginConversation();
+      const said = await useAnswers.getState().send(id, "Hi", []);
+      if (reason) expect(said).toBe(reason);
+      else expect(said).toMatchObject({ code: "model_not_found" });
+      expect(held(id)).toMatchObject({ messages: [], leaf: null });
+    },
+  );
 
   it("asks nothing in a conversation that was deleted while it waited", async () => {
     const { id } = beginConversation();
     const refresh = () => {
       useChats.setState({ held: {} });
       useSession.setState({ models: [model], chosen: "tiny" });
-      return Promise.resolve();
+      return Promise.resolve(null);
     };
     useSession.setState({ models: [], chosen: null, refresh });
     expect(await useAnswers.getState().send(id, "Hi", [])).toBeInstanceOf(ApiError);

@@ -54,8 +54,9 @@ export const useAnswers = create<Answers>((_, get) => ({
   async regenerate(id, messageId) {
     const { conversation, old } = find(id, messageId);
     if (!conversation || !old) return;
-    const model = await modelToAsk(id);
+    const known = await modelToAsk(id);
     if (get().running[id]) return;
+    const model = known instanceof Error ? null : known;
     const answer = message({ parent: old.parent, role: "assistant", model, status: "streaming" });
     change(id, (each) => ({ ...each, messages: [...each.messages, answer], leaf: answer.id }));
     const controller = start(id, answer, "saving");
@@ -119,21 +120,23 @@ function currentModel(conversation: Conversation): string | null {
   return modelOf(conversation, models, chosen)?.id ?? null;
 }
 
-/** The same for a question that may come before the server was first heard of. */
-async function modelToAsk(id: string): Promise<string | null> {
+/** The same for a question that may come before the server was first heard of; or why there is none. */
+async function modelToAsk(id: string): Promise<string | Error> {
   const model = (): string | null => {
     const conversation = useChats.getState().held[id];
     return conversation ? currentModel(conversation) : null;
   };
-  if (model() === null) await useSession.getState().refresh();
-  return model();
+  const known = model();
+  if (known !== null) return known;
+  const error = await useSession.getState().refresh();
+  return model() ?? error ?? new ApiError("no model is served", 404, "model_not_found");
 }
 
 async function ask(id: string, question: Message): Promise<Error | null> {
   const model = await modelToAsk(id);
   const before = useChats.getState().held[id];
   if (!before) return gone();
-  if (model === null) return new OfflineError();
+  if (model instanceof Error) return model;
   if (useAnswers.getState().running[id]) {
     return new ApiError("another question of this conversation is being answered", 409, "conversation_busy");
   }

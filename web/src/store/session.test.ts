@@ -45,7 +45,7 @@ test("a server that is away, locked or troubled is told apart", async () => {
   await refresh();
   const ask = vi.spyOn(api, "status");
   ask.mockRejectedValue(new OfflineError());
-  await refresh();
+  expect(await refresh()).toBeInstanceOf(OfflineError);
   expect(useSession.getState()).toMatchObject({ status: "offline", chosen: "a" });
   ask.mockRejectedValue(new ApiError("no", 401));
   await refresh();
@@ -54,7 +54,7 @@ test("a server that is away, locked or troubled is told apart", async () => {
   await refresh();
   expect(useSession.getState()).toMatchObject({ status: "online", problem: "disk full" });
   answer(model("a"));
-  await refresh();
+  expect(await refresh()).toBeNull();
   expect(useSession.getState()).toMatchObject({ status: "online", problem: null });
 });
 

@@ -11,7 +11,7 @@ interface Session {
   models: Model[];
   canPull: boolean;
   chosen: string | null; // the id of the model that the next question goes to
-  refresh: () => Promise<void>;
+  refresh: () => Promise<Error | null>; // why nothing new is known
   refreshSoon: () => void;
   choose: (id: string) => void;
 }
@@ -32,10 +32,12 @@ export const useSession = create<Session>((set, get) => ({
       const { version, can_pull, models } = await api.status();
       const chosen = stillGood(get().chosen, models) ?? firstChoice(models);
       set({ status: "online", problem: null, version, canPull: can_pull, models, chosen });
+      return null;
     } catch (error) {
       if (!(error instanceof ApiError)) set({ status: "offline" });
       else if (error.status === 401) set({ status: "locked" });
       else set({ status: "online", problem: error.message });
+      return error as Error;
     }
   },
 
