@@ -12,8 +12,7 @@ import { conversationHash, readRoute, rename, useRoute, type Route } from "./she
 import { ShortcutsDialog } from "./shell/ShortcutsDialog";
 import { useShortcuts } from "./shell/shortcuts";
 import { Sidebar } from "./shell/Sidebar";
-import { useChats } from "./store/chats";
-import { usePreferences } from "./store/preferences";
+import { loadDefaults, useChats } from "./store/chats";
 import { followServer, useSession } from "./store/session";
 import { Spinner, Toasts } from "./ui";
 
@@ -85,18 +84,6 @@ function useServerData(): void {
     void reportQuietly(loadDefaults());
     if (page === "chat" && id !== null && !current) void reportQuietly(open(id));
   }, [isOnline]);
-}
-
-/** A new conversation that was begun before the defaults were known has them, too. */
-async function loadDefaults(): Promise<void> {
-  const before = usePreferences.getState().defaults;
-  await usePreferences.getState().loadDefaults();
-  const { defaults } = usePreferences.getState();
-  const { current, unsaved, saveSettings } = useChats.getState();
-  if (!current || current.messages.length || !unsaved.has(current.id)) return;
-  const { model, ...own } = current.settings;
-  const { model: _, ...old } = before;
-  if (JSON.stringify(own) === JSON.stringify(old)) await saveSettings({ ...defaults, model: model ?? defaults.model });
 }
 
 function useTitle({ page }: Route): string | undefined {

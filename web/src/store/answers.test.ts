@@ -7,6 +7,7 @@ import { errorOf, useAnswers } from "./answers";
 import { beginConversation, change, useChats } from "./chats";
 import { saveSoon } from "./outbox";
 import { isPending } from "./pending";
+import { NO_SETTINGS, usePreferences } from "./preferences";
 import { useSession } from "./session";
 
 const model = { id: "tiny", title: "Tiny", served: true, state: "loaded", input_modalities: ["text"] } as unknown as Model;
@@ -30,6 +31,7 @@ beforeEach(() => {
   bodies.length = 0;
   answer = () => says("Hel", "lo");
   useSession.setState({ models: [model], chosen: "tiny", refresh: () => Promise.resolve(null), refreshSoon: () => undefined });
+  usePreferences.setState({ defaults: NO_SETTINGS, areDefaultsKnown: true });
   vi.spyOn(client, "streamChat").mockImplementation((body, signal) => {
     bodies.push(body);
     return answer(body, signal);
@@ -72,6 +74,36 @@ describe("send", () => {
     useSession.setState({ models: [], chosen: null, refresh });
     expect(texts(await asked("Hi"))).toEqual(["Hi", "Hello"]);
     expect(bodies).toMatchObject([{ model: "tiny" }]);
+  });
+
+  it("waits until the settings of new conversations are known", async () => {
+    usePreferences.setState({ areDefaultsKnown: false });
+    const sampling = { ...NO_SETTINGS.sampling, max_tokens: 7 };
+    vi.spyOn(api, "settings").mockResolvedValue({ model: "other", system: "Be brief.", sampling });
+    useSession.setState({ models: [model, { ...model, id: "other" }] });
+    const id = await asked("Hi");
+    expect(bodies).toMatchObject([{ model: "other", max_tokens: 7, messages: [{ content: "Be brief." }, { content: "Hi" }] }]);
+    expect(held(id).settings).toMatchObject({ model: "other", sampling: { max_tokens: 7 } });
+  });
+
+  it("is not sent with settings that are not the person's", async () => {
+    usePreferences.setState({ areDefaultsKnown: false });
+    const reason = new ApiError("The database is busy", 503, "storage_busy");
+    vi.spyOn(api, "settings").mockRejectedValue(reason);
+    const { id } = beginConversation();
+    expect(await useAnswers.getState().send(id, "Hi", [])).toBe(reason);
+    expect(held(id)).toMatchObject({ messages: [], leaf: null });
+    expect(bodies).toEqual([]);
+  });
+
+  it("keeps settings that were made before the others were known", async () => {
+    usePreferences.setState({ areDefaultsKnown: false });
+    vi.spyOn(api, "settings").mockResolvedValue({ ...NO_SETTINGS, system: "Be brief." });
+    const { id } = beginConversation();
+    await useChats.getState().saveSettings({ system: "Sing." }, id);
+    await useAnswers.getState().send(id, "Hi", []);
+    await ended(id);
+    expect(bodies).toMatchObject([{ messages: [{ content: "Sing." }, { content: "Hi" }] }]);
   });
 
   it("loses no question that comes while another waits", async () => {

@@ -7,8 +7,9 @@ import { newId } from "../api/ids";
 import { chatBody } from "../api/request";
 import type { Conversation, Message, MessageStatus, Picture } from "../api/types";
 import { leafBelow, path, titleOf } from "../tree";
-import { change, modelOf, putMessage, saveConversation, useChats } from "./chats";
+import { change, loadDefaults, modelOf, putMessage, saveConversation, useChats } from "./chats";
 import { saveAtEnd, saveNow, saveSoon } from "./outbox";
+import { usePreferences } from "./preferences";
 import { useSession } from "./session";
 import { statsOf } from "./stats";
 
@@ -132,7 +133,15 @@ async function modelToAsk(id: string): Promise<string | Error> {
   return model() ?? error ?? new ApiError("no model is served", 404, "model_not_found");
 }
 
+/** A question that comes before the settings of new conversations waits for them; or why they are not known. */
+async function settingsToAskWith(id: string): Promise<Error | null> {
+  if (usePreferences.getState().areDefaultsKnown || !useChats.getState().unsaved.has(id)) return null;
+  return loadDefaults().then(() => null, (error: Error) => error);
+}
+
 async function ask(id: string, question: Message): Promise<Error | null> {
+  const error = await settingsToAskWith(id);
+  if (error) return error;
   const model = await modelToAsk(id);
   const before = useChats.getState().held[id];
   if (!before) return gone();

@@ -164,6 +164,21 @@ export function beginConversation(model: string | null = null): Conversation {
   return fresh;
 }
 
+/** Fetches what new conversations begin with; those that were begun before that was known have it, too. */
+export async function loadDefaults(): Promise<void> {
+  const before = usePreferences.getState().defaults;
+  await usePreferences.getState().loadDefaults();
+  const { defaults } = usePreferences.getState();
+  const { held, unsaved } = useChats.getState();
+  for (const conversation of Object.values(held)) {
+    if (conversation.messages.length || !unsaved.has(conversation.id)) continue;
+    const { model, ...own } = conversation.settings;
+    const { model: _, ...old } = before;
+    if (JSON.stringify(own) !== JSON.stringify(old)) continue;
+    hold({ ...conversation, settings: { ...defaults, model: model ?? defaults.model } });
+  }
+}
+
 /** Fetches a conversation, and holds it. */
 export async function fetchConversation(id: string): Promise<Conversation> {
   const before = useChats.getState().held[id];
