@@ -41,6 +41,8 @@ _ENCODE_THREADS = 2
 _MAX_PIXEL_BYTES = 256 * 2**20
 # For opening the pictures of one request.
 _PICTURE_SECONDS = 60.0
+# Outputs that one piece, or one of each answer of a request, is made of while others wait.
+_MOST_TAKEN = 64
 
 
 class _Stream:
@@ -68,13 +70,15 @@ class _Stream:
         self._arrived.set()
 
     async def take(self) -> list[StepOutput]:
-        """All that has come since, at least one, but that an error comes alone. Empty: the end."""
+        """What has come since, at least one, but that an error comes alone. Empty: the end."""
+        if self._outputs:
+            await asyncio.sleep(0)  # others have their turn, however fast this one's come
         while not self._outputs:
             await self._arrived.wait()
             self._arrived.clear()
             self._is_called = False  # before it is looked again: what comes from now on calls
         taken: list[StepOutput] = []
-        while self._outputs:
+        while self._outputs and len(taken) < _MOST_TAKEN:
             output = self._outputs[0]
             if taken and (output is None or output.error is not None):
                 break

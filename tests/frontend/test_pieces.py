@@ -67,7 +67,8 @@ def play(scenario: Callable[[AsyncEngine, PlayedEngine], Awaitable[None]]) -> No
         )
         engine = AsyncEngine(played, processor)  # type: ignore[arg-type]
         try:
-            await scenario(engine, played)
+            async with asyncio.timeout(30):
+                await scenario(engine, played)
         finally:
             played.steps.put(None)
             await engine.shutdown()
@@ -213,12 +214,12 @@ def test_no_call_is_missed_however_two_threads_meet() -> None:
 
         def consume() -> None:
             nonlocal taker, waits_for
-            if waits_for is None or waits_for.done():
-                try:
+            try:
+                while waits_for is None or waits_for.done():
                     waits_for = taker.send(None)
-                except StopIteration as end:
-                    taken.extend(end.value)
-                    taker, waits_for = stream.take(), None
+            except StopIteration as end:
+                taken.extend(end.value)
+                taker, waits_for = stream.take(), None
 
         stream.put(token(1))
         consume()
@@ -232,3 +233,51 @@ def test_no_call_is_missed_however_two_threads_meet() -> None:
         assert is_called or taken == [token(1), token(2)]
 
     asyncio.run(meet())
+
+
+def test_a_call_that_comes_late_is_not_the_last() -> None:
+    """What it was for has been taken; the next output must call again."""
+
+    async def scenario() -> None:
+        stream = _Stream(asyncio.get_running_loop(), 0)
+        stream._outputs = deque(maxlen=0)  # as if it were taken before the call is noted
+        assert stream.put(token(1))
+        stream._outputs = deque()
+        waits = asyncio.ensure_future(stream.take())
+        await asyncio.sleep(0)
+        stream.wake()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert stream.put(token(2))
+        stream.wake()
+        assert await waits == [token(2)]
+
+    asyncio.run(scenario())
+
+
+def test_others_have_their_turn_however_fast_outputs_come() -> None:
+    async def scenario() -> None:
+        stream = _Stream(asyncio.get_running_loop(), 0)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(others())
+        for i in range(100):
+            stream.put(token(i))
+            assert await stream.take() == [token(i)]
+        task.cancel()
+        assert turns >= 99
+        for i in range(1000):
+            stream.put(token(i))
+        pieces = []
+        while stream._outputs:
+            pieces.append(await stream.take())
+        assert [o.token_ids for piece in pieces for o in piece] == [(i,) for i in range(1000)]
+        assert max(map(len, pieces)) <= 64
+
+    asyncio.run(scenario())
