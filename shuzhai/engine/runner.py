@@ -181,6 +181,7 @@ class Runner:
 
         peak = measure(run, self.device, context_bytes)
         launch_tokens = measure_launch_tokens(self.decoder, kv, plan, self.device)
+        kv.clear()  # else its memory would be kept, too
         torch.cuda.empty_cache()
         # Rows of pictures are taken as they come, and steps of many sizes leave holes.
         later = plan.picture_rows * self.model.decoder.hidden_size * self.dtype.itemsize

@@ -66,8 +66,8 @@ def draw_input(num_rows: int, device: torch.device) -> DrawInput:
 def run_largest(
     decoder: Decoder, kernels: Kernels, kv: list[KVPages], plan: MemoryPlan, device: torch.device
 ) -> None:
-    """A step's most tokens; draws and log-probabilities of as many sequences as can run; and logits
-    of every number of rows.
+    """A step's most tokens; logits of every number of rows; draws and log-probabilities of as many
+    sequences as can run.
 
     The largest first: PyTorch keeps what was freed and gives parts of it to smaller steps, whereas
     steps that grow little by little would each take new memory.
@@ -78,6 +78,9 @@ def run_largest(
         if count <= num_tokens:
             hidden = _prefill(decoder, kv, count, page_size, device)
     most = min(plan.max_num_seqs, num_tokens)
+    most_rows = max(most, min(LOGIT_ROWS, num_tokens))
+    for count in sorted({head_rows(n) for n in range(1, most_rows + 1)}, reverse=True):
+        decoder.logits(hidden.expand(count, -1).contiguous())
     for count in (most, *(n for n in _FEW if n < most)):
         logits = decoder.logits(hidden.expand(count, -1).contiguous())
         kernels.argmax(logits)
@@ -86,9 +89,6 @@ def run_largest(
         logprobs = logits[rows].log_softmax(-1)
         kernels.draw(logits[rows], draw_input(some, device))
         del logits, logprobs
-    most = max(most, min(LOGIT_ROWS, num_tokens))
-    for count in sorted({head_rows(n) for n in range(1, most + 1)}):
-        decoder.logits(hidden.expand(count, -1).contiguous())
     torch.cuda.synchronize(device)
 
 

@@ -29,9 +29,11 @@ def test_every_kind_of_step_runs(monkeypatch: pytest.MonkeyPatch, num_seqs: int)
     with torch.inference_mode():
         run_largest(runner.decoder, runner.kernels, runner.kv, runner.plan, runner.device)
     largest = {1: [1], 3: [3, 2, 1], 60: [60, 40, 20, 2, 1], 200: [200, 40, 20, 2, 1]}[num_seqs]
-    assert heads[: len(largest)] == largest
+    assert heads[-len(largest) :] == largest
     # No request is the first to have so many rows: of its prompt, too.
-    assert {*heads} >= {head_rows(n) for n in range(1, max(num_seqs, LOGIT_ROWS) + 1)}
+    rows = heads[: -len(largest)]
+    assert {*rows} == {head_rows(n) for n in range(1, max(num_seqs, LOGIT_ROWS) + 1)}
+    assert rows == sorted(rows, reverse=True), "smaller ones take their memory of the largest"
 
 
 def test_no_more_rows_than_tokens_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
