@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from shuzhai import (
     ConfigError,
@@ -18,6 +19,8 @@ from shuzhai.checkpoint import read_checkpoint_config
 from shuzhai.config import EngineConfig
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import FinishReason, Request, StepOutput
+from shuzhai.engine.runner import Runner
+from shuzhai.step import StepInput
 from tests.support.tiny import write_checkpoint
 
 GREEDY = {"temperature": 0.0}
@@ -170,7 +173,16 @@ def test_a_context_larger_than_the_pool_is_cut_or_refused(tiny_folder: Path) -> 
         load(tiny_folder, max_model_len=2049)
 
 
-def test_prompt_logprobs_are_whole_whatever_the_chunks(tiny_folder: Path) -> None:
+def test_prompt_logprobs_are_whole_whatever_the_chunks(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Runner.run
+
+    def check(self: Runner, step: StepInput) -> torch.Tensor:
+        assert len(step.logit_rows.unique()) == len(step.logit_rows), "StepInput says: none twice"
+        return run(self, step)
+
+    monkeypatch.setattr(Runner, "run", check)
     prompt = PROMPTS[7]
     results = []
     for options in ({}, {"max_num_batched_tokens": 7}, {"num_blocks": 7, "block_size": 16}):

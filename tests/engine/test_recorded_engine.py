@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from shuzhai.config import DecoderConfig
 from shuzhai.engine import graphs, tower_graphs
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.request import Request
-from shuzhai.engine.workspace import graph_sizes
+from shuzhai.engine.workspace import GraphSize, graph_sizes
 from shuzhai.kernels.base import Kernels
 from shuzhai.kernels.decode_parts import choose_parts, cut
 from shuzhai.step import KVPages
@@ -53,6 +56,16 @@ def _recorded(engine: Engine) -> list[float]:
     with torch.inference_mode():
         engine._runner = engine._runner._with_graphs(sizes, 10**9, told.append)
     return told
+
+
+def test_the_scheduler_is_told_of_full_steps_that_were_recorded() -> None:
+    options = {"max_num_batched_tokens": 4096, "num_blocks": 512, "max_num_seqs": 300}
+    runner = load(Reference.read(OWN / "internlm2").folder, **options)._runner
+    assert runner.full_step_seqs == []
+    sizes = graph_sizes(300, 4096)
+    for kept in (sizes, [s for s in sizes if (s.num_seqs, s.num_tokens) != (64, 4032)], []):
+        told = replace(runner, graphs=SimpleNamespace(sizes=kept)).full_step_seqs
+        assert told == [n for n in (16, 64, 256, 300) if GraphSize(n, 64, 4096 - n) in kept]
 
 
 @pytest.mark.parametrize("name", ["internlm2", "internvl2"])
