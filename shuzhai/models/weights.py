@@ -1,7 +1,9 @@
 """From the files of a checkpoint to the tensors of a model; every name is accounted for.
 
 Nothing in a checkpoint is executed: safetensors hold numbers only, and `.bin` files go through
-`torch.load(weights_only=True)`. Peak host memory: the model's own tensors and one of the file's.
+`torch.load(weights_only=True)`. Peak host memory: the model's own tensors and one of the file's,
+beside pages of the file that the system may take back. A `.bin` from before PyTorch 1.6 is read as
+a whole, and goes as the model's own tensors come.
 """
 
 from __future__ import annotations
@@ -209,7 +211,8 @@ def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
         ) from error
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{file} must hold a dictionary of tensors")
-    for name, tensor in tensors.items():
+    for name in list(tensors):
+        tensor = tensors.pop(name)  # what was in memory as a whole goes as the model's own come
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{file}: {name!r} is not a tensor")
         yield name, tensor

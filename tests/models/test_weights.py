@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from shuzhai import LLM, CheckpointError
 from shuzhai.checkpoint import read_checkpoint_config
-from shuzhai.models.weights import load_weights, read_model_config
+from shuzhai.models.weights import load_weights, read_model_config, read_tensors
 from tests.support.tiny import TinyShape, write_checkpoint, write_json
 
 CPU = torch.device("cpu")
@@ -212,3 +213,16 @@ def test_attention_biases_are_loaded_and_used(tmp_path: Path) -> None:
     with_bias = logits(biased)
     rewrite(biased, lambda t: [t[name].zero_() for name in t if name.endswith("bias")])
     assert not torch.allclose(logits(biased), with_bias, atol=0.1)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_tensors_of_a_file_go_as_they_are_read(is_zip: bool, tmp_path: Path) -> None:
+    """Those of a file that cannot be mapped are in memory as a whole at first."""
+    saved = {name: torch.ones(3) for name in "abc"}
+    torch.save(saved, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    for _, tensor in read_tensors(tmp_path):
+        assert all(each() is None for each in seen[:-1])
+        assert torch.equal(tensor, torch.ones(3))
+        seen.append(weakref.ref(tensor))
+    assert len(seen) == 3
