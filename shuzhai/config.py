@@ -63,6 +63,7 @@ class Environment:
         )
 
 
+_MOST_BYTES = 2**60
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -71,7 +72,10 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)?", str(text).strip().lower())
     if match is None:
         raise ConfigError(f"memory must be a size such as 8GiB, 500MB or bytes, not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    size = float(match[1]) * _UNITS[match[2] or ""]
+    if size > _MOST_BYTES:
+        raise ConfigError(f"memory is more than any machine has: {str(text)[:64]}")
+    return int(size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def fit_plan(
         raise MemoryBudgetError(
             f"weights and the largest steps took {measured_bytes / 2**30:.2f} GiB, which leaves "
             f"{num_blocks * plan.block_size} tokens of KV cache, but {promised} are needed; give "
-            f"memory={(plan.budget_bytes + short) / 2**30 + 0.01:.2f}GiB or more"
+            f"memory={size_that_holds(plan.budget_bytes + short)} or more"
         )
     return replace(
         plan,
@@ -302,7 +302,12 @@ def changes_that_fit(
         ]
         changes = [change for change in together if room(change) >= 0][:1]
         changes = changes or _mildest([short for change in together for short in shorter(change)])
-    return [{"memory": f"{need / 2**30 + 0.01:.2f}GiB"}, *changes]
+    return [{"memory": size_that_holds(need)}, *changes]
+
+
+def size_that_holds(num_bytes: int) -> str:
+    """As a value of `memory`, which is no less."""
+    return f"{num_bytes / 2**30 + 0.01:.2f}GiB"
 
 
 def _changed(

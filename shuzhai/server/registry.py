@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from shuzhai.engine.memory import share_memory
+from shuzhai.engine.memory import share_memory, size_that_holds
 from shuzhai.engine.process_memory import release_memory
 from shuzhai.errors import (
     ConfigError,
@@ -333,11 +333,11 @@ class Registry:
         need = model.facts.need
         assert need is not None, "it is here"
         if need.least_bytes > self.budget_bytes:
-            least, budget = (f"{n / 2**30:.2f}GiB" for n in (need.least_bytes, self.budget_bytes))
+            least = size_that_holds(need.least_bytes)
             raise MemoryBudgetError(
-                f"it needs {least} at least, and all models of this server together may have "
-                f"{budget}. Start the server with --memory {least} or more, a smaller "
-                "--max-model-len, or a smaller model"
+                f"it needs {least}, and all models of this server together may have "
+                f"{self.budget_bytes / 2**30:.2f}GiB. Start the server with --memory {least} or "
+                "more, or with what `shuzhai plan` says would do"
             )
         wanted = min(need.good_bytes, self.budget_bytes)
         for other in self.models:

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuzhai.config import DecoderConfig, EngineConfig, LoraRanks, ModelConfig, VisionConfig
+from shuzhai.config import (
+    DecoderConfig,
+    EngineConfig,
+    LoraRanks,
+    ModelConfig,
+    VisionConfig,
+    parse_bytes,
+)
 from shuzhai.engine.memory import (
     Change,
     ElementSizes,
@@ -22,6 +29,7 @@ from shuzhai.engine.memory import (
     memory_need,
     plan_memory,
     share_memory,
+    size_that_holds,
 )
 from shuzhai.engine.workspace import (
     context_estimate,
@@ -192,6 +200,11 @@ def test_graphs_fill_few_places_in_vain() -> None:
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == min(most, 512)
         assert all(b - a <= max(8, a / 4) for a, b in pairwise(sizes))
+
+
+@given(st.integers(0, 2**45))
+def test_a_size_that_is_advised_is_enough(num_bytes: int) -> None:
+    assert num_bytes <= parse_bytes(size_that_holds(num_bytes)) <= num_bytes + 2**24
 
 
 def test_batches_of_tiles_that_are_recorded() -> None:

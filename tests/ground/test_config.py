@@ -105,6 +105,9 @@ def test_sizes() -> None:
     assert parse_bytes("8GiB") == 8 * 2**30
     assert parse_bytes("1.5 gb") == 1_500_000_000
     assert parse_bytes(123) == 123
+    for text in ("9" * 30, "9" * 400, "1" + "0" * 10 + "GiB"):
+        with pytest.raises(ConfigError, match="more than any machine has"):
+            parse_bytes(text)
 
 
 def test_environment() -> None:

@@ -108,7 +108,7 @@ def test_what_cannot_fit_alone_throws_nobody_out() -> None:
 
     async def scenario() -> None:
         await registry.load("a")
-        with pytest.raises(MemoryBudgetError, match=r"2\.00GiB at least.*1\.00GiB.*--memory"):
+        with pytest.raises(MemoryBudgetError, match=r"2\.01GiB.*1\.00GiB.*--memory 2\.01GiB"):
             await registry.load("big")
         assert states(registry) == "lf"
         with ExitStack() as asking:
