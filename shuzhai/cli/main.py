@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 on an error (one line on stderr), 130 on Ctrl+C."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser(words[0] if words else None).parse_args(words)
+        chosen = next((word for word in words if word in COMMANDS), None)
+        args = build_parser(chosen).parse_args(words)
         return args.run(args)
     except ShuzhaiError as error:
         message = Text.assemble(("error: ", "red"), str(error))

@@ -72,8 +72,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_models(parser)
     _add_server_options(parser.add_argument_group("server"))
-    add_engine_options(parser).add_argument(
+    group = add_engine_options(parser)
+    group.add_argument(
         "--max-num-seqs", type=int, metavar="N", help="answers that are written at a time"
+    )
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, metavar="N", help="of one step, at most"
     )
     parser.set_defaults(run=run)
 
@@ -183,7 +187,7 @@ def _models(
         if vars(args)[option] is not None and len(args.models) != 1:
             name = option.replace("_", "-")
             raise ConfigError(f"--{name} is for one model: serve one, or leave it out")
-    options = engine_options(args) | given(args, ("max_num_seqs",))
+    options = engine_options(args) | given(args, ("max_num_seqs", "max_num_batched_tokens"))
     extra = {name: options.pop(name) for name in _LOAD_OPTIONS if name in options}
     config = EngineConfig.from_options(options)
     extra |= {"name": args.served_model_name, "is_name": not args.models}
