@@ -97,7 +97,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument(
         "--memory",
         metavar="SIZE",
-        help="for weights and KV cache, of all models together, such as 8GiB",
+        help="for all models together, such as 8GiB; Python itself comes on top on a CPU",
     )
     group.add_argument(
         "--max-model-len", type=int, metavar="TOKENS", help="longest prompt and answer together"
