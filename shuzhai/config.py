@@ -64,12 +64,15 @@ class Environment:
 
 
 _MOST_BYTES = 2**60
-_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = {
+    "": 1, "k": 2**10, "m": 2**20, "g": 2**30, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9,
+}  # fmt: skip
 
 
 def parse_bytes(text: str | int) -> int:
-    """`8GiB`, `500MB` or a plain number of bytes, as an int; ConfigError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)?", str(text).strip().lower())
+    """`8GiB` or `8G`, `500MB`, or a plain number of bytes, as an int; else ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg](?:i?b)?)?", str(text).strip().lower())
     if match is None:
         raise ConfigError(f"memory must be a size such as 8GiB, 500MB or bytes, not {text!r}")
     size = float(match[1]) * _UNITS[match[2] or ""]

@@ -104,6 +104,10 @@ def test_bad_options(options: dict) -> None:
 def test_sizes() -> None:
     assert parse_bytes("8GiB") == 8 * 2**30
     assert parse_bytes("1.5 gb") == 1_500_000_000
+    assert parse_bytes("8G") == parse_bytes("8 g") == 8 * 2**30
+    for text in ("8T", "8Gi", "G", "-1", "8 GiB more"):
+        with pytest.raises(ConfigError, match="must be a size such as 8GiB"):
+            parse_bytes(text)
     assert parse_bytes(123) == 123
     for text in ("9" * 30, "9" * 400, "1" + "0" * 10 + "GiB"):
         with pytest.raises(ConfigError, match="more than any machine has"):
