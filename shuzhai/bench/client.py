@@ -34,8 +34,8 @@ class Site:
         self._headers = {"host": parts.netloc.rpartition("@")[2], "connection": "close"}
         self.key_header = {} if key is None else {"authorization": f"Bearer {key}"}
 
-    def first_model(self) -> str:
-        """The model that the server names first."""
+    def models(self) -> list[str]:
+        """The models that the server names, as it orders them."""
         # A proxy of the environment would be asked for this machine's own server.
         timeout = httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
         reply = httpx.get(
@@ -43,7 +43,7 @@ class Site:
         )
         if reply.status_code != 200:
             raise ShuzhaiError(f"{self.url} answered {reply.status_code}: {reply.text[:200]}")
-        return str(reply.json()["data"][0]["id"])
+        return [str(model["id"]) for model in reply.json()["data"]]
 
     async def post(self, path: str, body: dict[str, Any]) -> Recording:
         """What comes until the server closes the connection, which is this request's own.
@@ -104,21 +104,28 @@ class Recording(asyncio.Protocol):
             self.events()  # says now what is wrong, and not when all others are done
 
     def events(self) -> list[tuple[float, dict[str, Any]]]:
-        """The events but for [DONE], each with the time when its last byte came."""
+        """The events but for [DONE], each with the time when its last byte came. ShuzhaiError if
+        they are not a whole answer."""
         if self._events is None:
             self._events = list(self._read())
         return self._events
 
     def _read(self) -> Iterator[tuple[float, dict[str, Any]]]:
-        rest = b""
+        rest, is_done = b"", False
         for at, data in self._body():
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                if line.startswith(b"data: {"):
-                    event = json.loads(line[6:])
+                name, _, value = line.partition(b":")
+                value = value.strip()
+                if name == b"data" and value == b"[DONE]":
+                    is_done = True
+                elif name == b"data" and value.startswith(b"{"):
+                    event = json.loads(value)
                     if "error" in event:
                         raise ShuzhaiError(f"{self._url}: {event['error']}")
                     yield at, event
+        if not is_done:
+            raise ShuzhaiError(f"{self._url} broke off: an answer ended without [DONE]")
 
     def _body(self) -> Iterator[tuple[float, bytes]]:
         status, refusal = 0, b""
@@ -135,7 +142,9 @@ class Recording(asyncio.Protocol):
                     elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
                         break
         except h11.RemoteProtocolError as error:
-            raise ShuzhaiError(f"{self._url} broke off: {error}") from None
+            # The empty piece stands for the end: h11 would speak of its states.
+            why = error if piece else "the connection was closed in the middle of an answer"
+            raise ShuzhaiError(f"{self._url} broke off: {why}") from None
         if status != 200:
             text = refusal.decode("utf-8", "replace")
             raise ShuzhaiError(f"{self._url} answered {status}: {text[:300]}")

@@ -91,9 +91,12 @@ class Driver:
 
     def warm_up(self) -> float:
         """Make what is made at the first use; seconds to the very first token."""
-        first = self.run(self.random_requests(1, 16, 4)).first_token
+        room = self.engine.max_model_len
+        num_output = max(1, min(4, room // 2))
+        num_prompt = max(1, min(16, room - num_output))
+        first = self.run(self.random_requests(1, num_prompt, num_output)).first_token
         shapes = [(2, 16)] if self._is_on_cpu else [(32, 64), (1, 2048)]
         for count, num_prompt in shapes:
-            if num_prompt + 8 <= self.engine.max_model_len:
+            if num_prompt + 8 <= room:
                 self.run(self.random_requests(count, num_prompt, 8))
         return first

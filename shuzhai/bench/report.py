@@ -79,11 +79,10 @@ class Card:
         )
 
 
-def json_line(bench: str, report: Report, card: Card | None, peak: Peak | None) -> str:
-    """One object in one line."""
+def json_line(bench: str, report: Report, about: Card | str, peak: Peak | None) -> str:
+    """One object in one line. about: what was measured; only its name if a server has it"""
     record: dict[str, Any] = {"bench": bench}
-    if card is not None:
-        record |= asdict(card)
+    record |= {"model": about} if isinstance(about, str) else asdict(about)
     if peak is not None:
         record["peak_memory_bytes"] = peak.total
         record["peak_reserved_bytes"] = peak.tensors

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -29,29 +30,43 @@ class _Answer:
     num_tokens: int
 
 
+def served_model(url: str, key: str | None, name: str | None) -> str:
+    """The model of this name, or the first one; ShuzhaiError if the server does not name it."""
+    with _plain_errors(url):
+        names = Site(_root(url), key).models()
+        first = names[0]
+    if name not in (None, *names):
+        raise ShuzhaiError(f"{url} has no model {name!r}; give one of: {', '.join(names)}")
+    return name or first
+
+
 def serve(
     url: str,
     key: str | None,
+    model: str,
     asked: Sequence[tuple[Sequence[int], int]],
     rate: float,
     concurrency: int,
     least_seconds: float | None = None,
 ) -> Report:
     """Send these (prompt, tokens of the answer) to a server, `rate` a second on average, at Poisson
-    times; 0: all at once. At most so many are open at a time. ShuzhaiError if one is refused.
+    times; 0: all at once. At most so many are open at a time. ShuzhaiError if one is refused, or
+    its answer is not whole.
 
     least_seconds  that they take if all come at once
 
     A piece is an event that has text. A server that is late may put several tokens into one: ITL is
-    the time between events, TPOT counts tokens.
+    the time between events, TPOT counts tokens, as if the first piece were one (so it is too short
+    where that has several), of answers of two pieces and more.
     """
-    answers, seconds = asyncio.run(_ask_all(url, key, asked, rate, concurrency))
+    with _plain_errors(url):
+        answers, seconds = asyncio.run(_ask_all(url, key, model, asked, rate, concurrency))
     firsts = [answer.pieces[0] - answer.asked for answer in answers]
     gaps = [late - early for answer in answers for early, late in pairwise(answer.pieces)]
     rests = [
         (answer.pieces[-1] - answer.pieces[0]) / (answer.num_tokens - 1)
         for answer in answers
-        if answer.num_tokens > 1
+        if min(len(answer.pieces), answer.num_tokens) > 1
     ]
     num_tokens = sum(answer.num_tokens for answer in answers)
     rows: list[tuple[str, ...]] = []
@@ -80,6 +95,7 @@ def serve(
 async def _ask_all(
     url: str,
     key: str | None,
+    model: str,
     asked: Sequence[tuple[Sequence[int], int]],
     rate: float,
     concurrency: int,
@@ -88,27 +104,38 @@ async def _ask_all(
     gate = asyncio.Semaphore(concurrency)
     rng = np.random.default_rng(0)
     waits = rng.exponential(1 / rate, len(asked)) if rate else np.zeros(len(asked))
+    site = Site(_root(url), key)
+    start = time.perf_counter()
+
+    async def ask(at: float, ids: Sequence[int], count: int) -> tuple[float, Recording]:
+        await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+        now = time.perf_counter()  # waiting for the gate is waiting, too
+        async with gate:
+            return now, await site.post("/v1/completions", _body(model, ids, count))
+
+    arrivals = np.cumsum(waits).tolist()
+    calls = [ask(at, *each) for at, each in zip(arrivals, asked, strict=True)]
+    recordings = await _all_or_none(calls)
+    answers = [_read(recording, at) for at, recording in recordings]
+    return answers, max(answer.pieces[-1] for answer in answers) - start
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+@contextmanager
+def _plain_errors(url: str) -> Iterator[None]:
+    """All that may go wrong with a server, as a ShuzhaiError."""
     try:
-        site = Site(url.rstrip("/").removesuffix("/v1"), key)
-        model = site.first_model()
-        start = time.perf_counter()
-
-        async def ask(at: float, ids: Sequence[int], count: int) -> tuple[float, Recording]:
-            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-            now = time.perf_counter()  # waiting for the gate is waiting, too
-            async with gate:
-                return now, await site.post("/v1/completions", _body(model, ids, count))
-
-        arrivals = np.cumsum(waits).tolist()
-        calls = [ask(at, *each) for at, each in zip(arrivals, asked, strict=True)]
-        recordings = await _all_or_none(calls)
-        answers = [_read(recording, at) for at, recording in recordings]
+        yield
     except (httpx.HTTPError, OSError) as error:
         raise ShuzhaiError(f"the server at {url} does not answer: {error!r}") from None
-    # What HTTP cannot say, and what is no answer of such a server.
-    except (httpx.InvalidURL, h11.LocalProtocolError, ValueError, LookupError) as error:
+    # What HTTP cannot say, and what is no answer of such a server: JSON of any other shape.
+    except (
+        httpx.InvalidURL, h11.LocalProtocolError, ValueError, LookupError, TypeError, AttributeError
+    ) as error:  # fmt: skip
         raise ShuzhaiError(f"{url} is not to be talked to as OpenAI's: {error!r}") from None
-    return answers, max(answer.pieces[-1] for answer in answers) - start
 
 
 async def _all_or_none(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -133,9 +160,14 @@ def _read(recording: Recording, asked: float) -> _Answer:
     pieces, num_tokens = [], 0
     for at, event in recording.events():
         if event.get("usage"):
-            num_tokens = event["usage"]["completion_tokens"]
+            num_tokens = event["usage"].get("completion_tokens")
         if any(choice["text"] for choice in event["choices"]):
             pieces.append(at)
     if not pieces:
         raise ShuzhaiError("the server gave an answer without a word")
+    if not isinstance(num_tokens, int) or num_tokens < 1:
+        raise ShuzhaiError(
+            "the server does not say how many tokens an answer has (usage, completion_tokens): it "
+            "must honour stream_options.include_usage"
+        )
     return _Answer(asked, pieces, num_tokens)

@@ -9,6 +9,8 @@ from shuzhai.bench.driver import Driver, Run
 from shuzhai.bench.report import Report, median, milliseconds, percentile
 from shuzhai.bench.work import Work
 from shuzhai.bench.workload import workload
+from shuzhai.engine.memory import MemoryPlan
+from shuzhai.errors import ShuzhaiError
 
 
 def latency(driver: Driver, work: Work, num_prompt: int, num_output: int, repeats: int) -> Report:
@@ -121,15 +123,15 @@ def sweep(
 ) -> Report:
     """Decode speed against the batch at one context, and against the context of one stream.
 
-    Points that the memory has no room for are left out.
+    A point that cannot be measured has the reason in its row. ShuzhaiError if there is no other.
     """
     plan = driver.engine.plan
     points = [("batch", n, batch_context) for n in batches]
     points += [("context", 1, n) for n in contexts]
     rows, results = [], []
     for axis, num_seqs, context in points:
-        if num_seqs > plan.num_chats(context) or context <= num_steps:
-            rows.append((axis, f"{num_seqs}", f"{context:,}", *["no room"] * 2, "", ""))
+        if reason := _why_not(plan, num_seqs, context, num_steps):
+            rows.append((axis, f"{num_seqs}", f"{context:,}", reason, "", "", ""))
             continue
         asked = driver.random_requests(num_seqs, context - num_steps, num_steps)
         step = steady_step(driver.run(asked), num_seqs)
@@ -147,8 +149,22 @@ def sweep(
                 "share": least / step,
             }
         )  # fmt: skip
+    if not results:
+        reasons = "; ".join(dict.fromkeys(row[3] for row in rows))
+        raise ShuzhaiError(f"no point could be measured ({reasons}); give other points or limits")
     columns = ("axis", "batch", "context", "step", "tokens/s", "limit", "share")
     return Report(columns, rows, results)
+
+
+def _why_not(plan: MemoryPlan, num_seqs: int, context: int, num_steps: int) -> str:
+    """Why this point of a sweep cannot be measured; empty if it can."""
+    if context <= num_steps:
+        return f"context within --steps {num_steps}"
+    if context > plan.max_model_len:
+        return f"context over {plan.max_model_len:,}"
+    if num_seqs > plan.max_num_seqs:
+        return f"batch over --max-num-seqs {plan.max_num_seqs}"
+    return "no room" if num_seqs > plan.num_chats(context) else ""
 
 
 def steady_step(run: Run, num_seqs: int) -> float:

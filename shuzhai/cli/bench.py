@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from shuzhai.bench.machine import device_name, measure_limits, peak_memory
 from shuzhai.bench.pictures import LARGE_PICTURE, picture_latency
 from shuzhai.bench.plot import sweep_svg
 from shuzhai.bench.report import Card, Report, json_line
-from shuzhai.bench.serve import serve
+from shuzhai.bench.serve import serve, served_model
 from shuzhai.bench.standin import standin_server
 from shuzhai.bench.text import latency, prefill, sweep, throughput
 from shuzhai.bench.work import Work
@@ -29,7 +30,7 @@ from shuzhai.cli.plan import add_size_options, size_config
 from shuzhai.config import EngineConfig, Environment, ModelConfig
 from shuzhai.engine.engine import Engine
 from shuzhai.engine.runner import choose_dtype
-from shuzhai.errors import ConfigError
+from shuzhai.errors import ConfigError, ShuzhaiError
 from shuzhai.hub.progress import SilentProgress
 from shuzhai.hub.pull import resolve
 from shuzhai.hub.shapes import SHAPES
@@ -39,6 +40,8 @@ from shuzhai.kernels.choose import choose_device
 # Ids that every model's vocabulary has, for a server of which nothing is known.
 _SMALL_VOCAB = 4000
 _LONGEST_SIDE = 10_000
+# Their prompts are made before the first is sent.
+_MOST_REQUESTS = 1_000_000
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _GPU_CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -50,9 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "a table and one line of JSON.",
     )
     kinds = parser.add_subparsers(dest="bench", metavar="KIND", required=True)
+    count = _whole(1)
     one = _add(kinds, "latency", "one stream: time to the first token, and for each further one")
-    one.add_argument("--prompt", type=_count, metavar="N", help="tokens")
-    one.add_argument("--output", type=_many, metavar="N", help="tokens, 2 or more")
+    one.add_argument("--prompt", type=count, metavar="N", help="tokens")
+    one.add_argument("--output", type=_whole(2), metavar="N", help="tokens, 2 or more")
     one.add_argument(
         "--picture",
         nargs="?",
@@ -62,29 +66,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of a picture instead, for a model that sees (1600x1200: 13 tiles for InternVL)",
     )
     long = _add(kinds, "prefill", "prompts alone: tokens read a second")
-    long.add_argument("--prompt", type=_count, nargs="+", metavar="N", help="tokens")
+    long.add_argument("--prompt", type=count, nargs="+", metavar="N", help="tokens")
     full = _add(kinds, "throughput", "the serving workload, all requests at once")
     _add_workload(full)
     web = _add(kinds, "serve", "the serving workload over HTTP")
     _add_workload(web)
-    web.add_argument("--url", metavar="URL", help="of a running server (default: one is started)")
+    web.add_argument(
+        "--url",
+        metavar="URL",
+        help="of a running server, which has the MODEL (default: its first one); without, one of "
+        "--random-weights is started",
+    )
     web.add_argument("--api-key", metavar="KEY", help="the server's key (or set SHUZHAI_API_KEY)")
     web.add_argument(
         "--rate", type=_rate, default=0.0, help="requests a second (default: no limit)"
     )
-    web.add_argument(
-        "--concurrency", type=_count, default=256, help="open at a time (default: 256)"
-    )
+    web.add_argument("--concurrency", type=count, default=256, help="open at a time (default: 256)")
     grow = _add(kinds, "sweep", "decode speed against batch and context")
-    grow.add_argument("--batches", type=_count, nargs="+", metavar="N")
-    grow.add_argument("--contexts", type=_count, nargs="+", metavar="N")
+    grow.add_argument("--batches", type=count, nargs="+", metavar="N")
+    grow.add_argument("--contexts", type=count, nargs="+", metavar="N")
     grow.add_argument(
-        "--batch-context", type=_count, default=112, metavar="N", help="of the batches"
+        "--batch-context", type=count, default=112, metavar="N", help="of the batches"
     )
-    grow.add_argument("--steps", type=_many, metavar="N", help="of each point")
+    grow.add_argument("--steps", type=_whole(4), metavar="N", help="of each point")
     grow.add_argument("--svg", type=_file, metavar="FILE", help="draw it, too")
     for each in (one, long, full):
-        each.add_argument("--repeats", type=_count, metavar="N")
+        each.add_argument("--repeats", type=count, metavar="N")
     for name, run_one in _KINDS.items():
         kinds.choices[name].set_defaults(run=run_one)
 
@@ -111,26 +118,29 @@ def _add(
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--requests", type=_count, metavar="N", help=f"default: {NUM_REQUESTS} on a GPU"
+        "--requests",
+        type=_whole(1, _MOST_REQUESTS),
+        metavar="N",
+        help=f"default: {NUM_REQUESTS} on a GPU",
     )
     parser.add_argument(
         "--max-tokens",
-        type=_many,
+        type=_whole(4),
         metavar="N",
         help=f"of a prompt, and of an answer (default: {MAX_TOKENS} on a GPU)",
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
-    return int(text)
+def _whole(least: int, most: int = 10_000_000) -> Callable[[str], int]:
+    """For argparse. There is always a most: prompts of so many tokens are made."""
 
+    def read(text: str) -> int:
+        if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            what = f"must be a whole number from {least} to {most:,}"
+            raise argparse.ArgumentTypeError(f"{what}, not {text[:64]!r}")
+        return int(text)
 
-def _many(text: str) -> int:
-    if not text.isdecimal() or int(text) < 4:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 4 or more, not {text!r}")
-    return int(text)
+    return read
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -155,7 +165,8 @@ def _rate(text: str) -> float:
 def _file(text: str) -> Path:
     """Before anything is measured: the folder must be there."""
     path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    # Path.is_dir would raise the error of a name that is too long, or of a folder that is locked.
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: it must be in a folder")
     return path
 
@@ -164,12 +175,11 @@ class _Stage:
     """The engine to be measured, and what is printed of it."""
 
     def __init__(self, args: argparse.Namespace, config: EngineConfig) -> None:
-        self.console = Console(highlight=False)
         environment = Environment.read()
         self.device = choose_device(config.device)
         self.is_gpu = self.device.type == "cuda"
         name, model, load = _chosen(args, config, environment)
-        self.say(f"Measuring the limits, then loading {name} ...", "dim")
+        _say(f"Measuring the limits, then loading {name} ...", "dim")
         limits = measure_limits(self.device, choose_dtype(model, config, self.device))
         start = time.perf_counter()
         engine = load()
@@ -180,22 +190,34 @@ class _Stage:
         gc.freeze()  # as servers do
         times = (startup, first)
         self.card = Card.of(engine, name, device_name(self.device), limits, times)
-        self.say(self.card.lines() + "\n")
-
-    def say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style), soft_wrap=True)
+        _say(self.card.lines() + "\n")
 
     def show(self, args: argparse.Namespace, report: Report) -> int:
         peak = peak_memory(self.device)
-        self.say(f"{report.table()}\n\npeak     {peak.line()}")
-        _end(self.console, args, json_line(args.bench, report, self.card, peak))
-        return 0
+        _say(f"{report.table()}\n\npeak     {peak.line()}")
+        return _end(args, json_line(args.bench, report, self.card, peak))
 
 
-def _end(console: Console, args: argparse.Namespace, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
-    if args.json is not None:
-        args.json.write_text(line + "\n", encoding="utf-8")
+def _say(text: str, style: str = "") -> None:
+    Console(highlight=False).print(Text(text, style), soft_wrap=True)
+
+
+def _end(args: argparse.Namespace, line: str) -> int:
+    _say(line)
+    _write(args.json, line + "\n")
+    return 0
+
+
+def _write(file: Path | None, text: str) -> None:
+    """Comes last: what was measured is shown, whatever becomes of a file."""
+    if file is None:
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ShuzhaiError(
+            f"{file} cannot be written: {error.strerror}; what was measured is above"
+        ) from None
 
 
 def _chosen(
@@ -222,8 +244,9 @@ def _run_latency(args: argparse.Namespace) -> int:
     stage = _Stage(args, config)
     repeats = args.repeats or (5 if stage.is_gpu else 2)
     if args.picture is None:
-        prompt = args.prompt or (128 if stage.is_gpu else 32)
-        output = args.output or (512 if stage.is_gpu else 16)
+        room = stage.driver.engine.max_model_len
+        prompt = args.prompt or min(128 if stage.is_gpu else 32, room // 2)
+        output = args.output or max(2, min(512 if stage.is_gpu else 16, room - prompt))
         return stage.show(args, latency(stage.driver, stage.work, prompt, output, repeats))
     if stage.driver.engine.model_config.vision is None:
         raise ConfigError(f"{stage.card.model} reads text only; leave --picture out")
@@ -232,7 +255,9 @@ def _run_latency(args: argparse.Namespace) -> int:
 
 def _run_prefill(args: argparse.Namespace) -> int:
     stage = _Stage(args, size_config(args))
-    lengths = args.prompt or ((512, 3500) if stage.is_gpu else (64, 256))
+    most = stage.driver.engine.max_model_len - 1
+    usual = (512, 3500) if stage.is_gpu else (64, 256)
+    lengths = args.prompt or sorted({min(length, most) for length in usual})
     repeats = args.repeats or (10 if stage.is_gpu else 2)
     return stage.show(args, prefill(stage.driver, stage.work, lengths, repeats))
 
@@ -252,45 +277,50 @@ def _run_sweep(args: argparse.Namespace) -> int:
         contexts = _GPU_CONTEXTS if stage.is_gpu else (64, 256)
     steps = args.steps or (48 if stage.is_gpu else 12)
     report = sweep(stage.driver, stage.work, batches, contexts, args.batch_context, steps)
-    if args.svg is not None:
-        title = f"{stage.card.model}, {stage.card.dtype}, KV {stage.card.kv_dtype}"
-        args.svg.write_text(sweep_svg(title, report.results), encoding="utf-8")
-    return stage.show(args, report)
+    code = stage.show(args, report)
+    title = f"{stage.card.model}, {stage.card.dtype}, KV {stage.card.kv_dtype}"
+    _write(args.svg, sweep_svg(title, report.results))
+    return code
 
 
 def _run_serve(args: argparse.Namespace) -> int:
     config, environment = size_config(args), Environment.read()
-    console = Console(highlight=False)
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=True)
-
     key = args.api_key or environment.api_key
     if args.url is not None:
-        asked = _web_workload(args, _SMALL_VOCAB, is_gpu=True)
-        report = serve(args.url, key, asked, args.rate, args.concurrency)
-        card = peak = None
-        say(report.table())
-    elif args.random_weights is None:
+        return _serve_there(args, key)
+    if args.model is not None:
+        raise ConfigError(
+            "a MODEL needs --url of a server that has it; --random-weights NAME needs none"
+        )
+    if args.random_weights is None:
         raise ConfigError("say what to measure: --url of a server, or --random-weights NAME")
-    else:
-        name, model = known_model(args.random_weights, environment)
-        device = choose_device(config.device)
-        asked = _web_workload(args, model.decoder.vocab_size, is_gpu=device.type == "cuda")
-        say(f"Starting a server of random {name} ...", "dim")
-        limits = None
-        if device.type == "cpu":
-            limits = measure_limits(device, choose_dtype(model, config, device))
-        with standin_server(name, model, config, limits) as server:
-            card = server.card
-            say(card.lines() + "\n")
-            lengths = [(len(ids), answer) for ids, answer in asked]
-            least = server.work.serve_seconds(lengths, args.concurrency)
-            report = serve(server.url, key, asked, args.rate, args.concurrency, least)
-            peak = server.peak()
-        say(f"{report.table()}\n\npeak     {peak.line()}")
-    _end(console, args, json_line(args.bench, report, card, peak))
-    return 0
+    name, model = known_model(args.random_weights, environment)
+    device = choose_device(config.device)
+    asked = _web_workload(args, model.decoder.vocab_size, is_gpu=device.type == "cuda")
+    _say(f"Starting a server of random {name} ...", "dim")
+    limits = None
+    if device.type == "cpu":
+        limits = measure_limits(device, choose_dtype(model, config, device))
+    with standin_server(name, model, config, limits) as server:
+        _say(server.card.lines() + "\n")
+        lengths = [(len(ids), answer) for ids, answer in asked]
+        least = server.work.serve_seconds(lengths, args.concurrency)
+        report = serve(server.url, key, name, asked, args.rate, args.concurrency, least)
+        peak = server.peak()
+    _say(f"{report.table()}\n\npeak     {peak.line()}")
+    return _end(args, json_line(args.bench, report, server.card, peak))
+
+
+def _serve_there(args: argparse.Namespace, key: str | None) -> int:
+    """By the server that runs at --url."""
+    if args.random_weights is not None:
+        raise ConfigError("a server at --url has its own models: leave --random-weights out")
+    model = served_model(args.url, key, args.model)
+    _say(f"model    {model}\nserver   {args.url}\n")
+    asked = _web_workload(args, _SMALL_VOCAB, is_gpu=True)
+    report = serve(args.url, key, model, asked, args.rate, args.concurrency)
+    _say(report.table())
+    return _end(args, json_line(args.bench, report, model, None))
 
 
 def _web_workload(

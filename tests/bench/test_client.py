@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shuzhai.bench.client import Recording
-from shuzhai.bench.serve import serve
+from shuzhai.bench.serve import serve, served_model
 from shuzhai.errors import ShuzhaiError
 from tests.server.fakes import FakeEngine
 from tests.server.live import live_server
 
 EVENTS = [{"text": "a"}, {"text": "书\n生"}, {"usage": 3}]
 LINES = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode() for event in EVENTS]
-BODY = b"".join([*LINES, b"data: [DONE]\n\n"])
+LINES.append(b"data: [DONE]\n\n")
+BODY = b"".join(LINES)
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 REPLY = HEAD + b"".join(b"%x\r\n%b\r\n" % (len(line), line) for line in LINES) + b"0\r\n\r\n"
 
@@ -73,14 +74,15 @@ def test_an_old_server_says_yes() -> None:
 )
 def test_where_nothing_can_be_asked(url: str, key: str | None) -> None:
     with pytest.raises(ShuzhaiError, match=r"does not answer|not to be talked to"):
-        serve(url, key, [([1, 2], 8)], 0.0, 4)
+        served_model(url, key, None)
 
 
 @pytest.mark.parametrize(
     ("reply", "what"),
     [
-        (REPLY[:-9], "broke off"),
-        (b"", "broke off"),
+        (REPLY[:-9], "closed in the middle of an answer"),
+        (b"", "closed in the middle of an answer"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + LINES[0], r"without \[DONE\]"),
         (b"SSH-2.0-x\r\n\r\n", "broke off"),
         (b"HTTP/1.1 503 No\r\ncontent-length: 4\r\n\r\nbusy", "answered 503: busy"),
     ],
@@ -94,4 +96,4 @@ def test_an_error_in_the_middle_is_said() -> None:
     engine = FakeEngine()
     engine.fail_after = 2
     with live_server([engine]) as live, pytest.raises(ShuzhaiError, match="has stopped"):
-        serve(f"{live.url}/v1/", None, [([1, 2], 8)], 0.0, 4)
+        serve(f"{live.url}/v1/", None, "tiny", [([1, 2], 8)], 0.0, 4)

@@ -102,8 +102,33 @@ def test_sweep(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path)
     assert [(r["axis"], r["batch"], r["context"]) for r in record["results"]] == [
         ("batch", 1, 20), ("batch", 3, 20), ("context", 1, 16), ("context", 1, 64),
     ]  # fmt: skip
-    assert "no room" in said  # 200 are more than run at a time
+    assert "batch over --max-num-seqs 64" in said
     assert len(ElementTree.fromstring(svg.read_text()).findall(".//{*}polyline")) == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+def test_what_was_measured_is_shown_before_a_file_is_written(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path
+) -> None:
+    tiny = ["--random-weights", str(tiny_folder), "--device", "cpu", "--memory", "256MiB"]
+    points = ["--batches", "1", "--contexts", "8", "--batch-context", "8", "--steps", "4"]
+    for option in ("--json", "--svg"):
+        assert main(["bench", "sweep", *tiny, *points, option, "/dev/full"]) == 1
+        said = capsys.readouterr()
+        assert len(json.loads(said.out.splitlines()[-1])["results"]) == 2
+        assert said.err.startswith("error: /dev/full cannot be written: No space left")
+        assert len(said.err.splitlines()) == 1
+
+
+def test_what_nobody_gave_fits_a_small_context(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    said, _ = bench(capsys, "latency", folder, "--max-model-len", "8")
+    assert "4 + 4 tokens" in said
+    said, _ = bench(capsys, "latency", folder, "--max-model-len", "8", "--output", "2")
+    assert "4 + 2 tokens" in said
+    _, record = bench(capsys, "prefill", folder, "--max-model-len", "8")
+    assert [r["prompt_tokens"] for r in record["results"]] == [7]
 
 
 def test_serve(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -113,6 +138,7 @@ def test_serve(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert result["requests"] == 3
     assert 3 <= result["output_tokens"] <= 18
     assert 0 < result["ttft_p50_s"] <= result["ttft_p99_s"] <= result["seconds"]
+    assert record["model"] == f"random {folder.name}"
     assert record["peak_memory_bytes"] > 0
     assert "of the limit" in said
     assert "KV cache in float32" in said
@@ -125,9 +151,14 @@ def test_serve_by_a_running_server(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr().out
         assert "4 requests, 50 a second" in said
         assert "of the limit" not in said
-        (result,) = json.loads(said.splitlines()[-1])["results"]
+        record = json.loads(said.splitlines()[-1])
+        assert record["model"] == "tiny"
+        assert "model    tiny" in said
+        (result,) = record["results"]
         assert result["output_tokens"] == sum(n for _, n in workload(4, max_tokens=8))
         assert result["itl_p50_s"] >= 0
+        assert main([*words, "other", "--api-key", "key"]) == 1
+        assert "no model 'other'; give one of: tiny" in capsys.readouterr().err
         assert main(words) == 1
         assert "answered 401" in capsys.readouterr().err
 
@@ -139,7 +170,13 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], tiny_folder: Path) 
         (["latency", "x", "--random-weights", "y"], "not both"),
         (["latency", *tiny, "--picture"], "reads text only"),
         (["serve"], "say what to measure"),
+        (["serve", "x"], "needs --url"),
         (["serve", "--url", "http://127.0.0.1:9"], "does not answer"),
+        (["serve", "--url", "http://127.0.0.1:9", *tiny], "leave --random-weights out"),
+        (
+            ["sweep", *tiny, "--batches", "999", "--contexts", "9", "--steps", "9"],
+            "no point could be measured (batch over --max-num-seqs 64; context within --steps 9)",
+        ),
         (["prefill", *tiny, "--prompt", "9999"], "more than the context"),
     ):
         assert main(["bench", *words]) == 1
@@ -154,6 +191,10 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], tiny_folder: Path) 
         (["latency", "--picture", "0x10"], "from 1 to"),
         (["latency", "--picture", "99999x9"], "from 1 to"),
         (["latency", "x", "--json", "/no/such/folder/x.json"], "in a folder"),
+        (["latency", "x", "--json", f"/{'x' * 300}/x.json"], "in a folder"),
+        (["throughput", "x", "--requests", "1000001"], "from 1 to 1,000,000"),
+        (["serve", "--requests", "9" * 5000], "from 1 to 1,000,000"),
+        (["latency", "x", "--output", "1"], "from 2 to"),
         (["sweep", "x", "--batches"], "at least one"),
     ],
 )
