@@ -47,6 +47,13 @@ const texts = (id: string): string[] => held(id).messages.map(({ text }) => text
 const last = (id: string): Message => held(id).messages.at(-1) as Message;
 const ended = (id: string) => vi.waitFor(() => expect(useAnswers.getState().running[id]).toBeUndefined());
 
+/** What the server says of its models, a little later. */
+async function learn(): Promise<null> {
+  await Promise.resolve();
+  useSession.setState({ models: [model], chosen: "tiny" });
+  return null;
+}
+
 async function asked(text: string): Promise<string> {
   const { id } = beginConversation();
   expect(await useAnswers.getState().send(id, text, [])).toBeNull();
@@ -66,12 +73,7 @@ describe("send", () => {
   });
 
   it("waits until the models are known", async () => {
-    const refresh = async () => {
-      await Promise.resolve();
-      useSession.setState({ models: [model], chosen: "tiny" });
-      return null;
-    };
-    useSession.setState({ models: [], chosen: null, refresh });
+    useSession.setState({ models: [], chosen: null, refresh: learn });
     expect(texts(await asked("Hi"))).toEqual(["Hi", "Hello"]);
     expect(bodies).toMatchObject([{ model: "tiny" }]);
   });
@@ -107,12 +109,7 @@ describe("send", () => {
   });
 
   it("loses no question that comes while another waits", async () => {
-    const refresh = async () => {
-      await Promise.resolve();
-      useSession.setState({ models: [model], chosen: "tiny" });
-      return null;
-    };
-    useSession.setState({ models: [], chosen: null, refresh });
+    useSession.setState({ models: [], chosen: null, refresh: learn });
     const { id } = beginConversation();
     const { send } = useAnswers.getState();
     const said = await Promise.all([send(id, "First", []), send(id, "Second", [])]);
