@@ -77,7 +77,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-num-seqs", type=int, metavar="N", help="answers that are written at a time"
     )
     group.add_argument(
-        "--max-num-batched-tokens", type=int, metavar="N", help="of one step, at most"
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of one step at most: longer prompts are read in parts",
     )
     parser.set_defaults(run=run)
 
